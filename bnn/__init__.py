@@ -1,0 +1,52 @@
+"""bnn: Bayesian neural networks from any ``torch.nn.Module``, as one Pyro model under every inference method.
+
+Names are imported when they are first used, so that ``import bnn`` stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. The single table behind both `bnn.NAME` and `dir(bnn)`.
+_HOME = {
+    "BNN": "bnn.model",
+    "History": "bnn.history",
+    "MAP": "bnn.inference",
+    "MeanField": "bnn.inference",
+    "METHODS": "bnn.inference",
+    "NonFiniteLossError": "bnn.inference",
+    "Posterior": "bnn.posterior",
+    "Prediction": "bnn.prediction",
+    "Variational": "bnn.inference",
+    "fit": "bnn.inference",
+    "load": "bnn.posterior",
+}
+_SUBMODULES = ("analysis", "inference", "likelihoods", "plots", "priors")
+
+__all__ = [*sorted(_HOME), *_SUBMODULES]
+
+if TYPE_CHECKING:
+    from bnn import analysis, inference, likelihoods, plots, priors
+    from bnn.history import History
+    from bnn.inference import MAP, METHODS, MeanField, NonFiniteLossError, Variational, fit
+    from bnn.model import BNN
+    from bnn.posterior import Posterior, load
+    from bnn.prediction import Prediction
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _SUBMODULES:
+        value = import_module(f"bnn.{name}")
+    else:
+        raise AttributeError(f"module 'bnn' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

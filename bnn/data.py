@@ -1,0 +1,230 @@
+"""Data in the three forms that people have them: arrays, a Dataset, a loader. One interface: batches, and N."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from bnn.likelihoods import Likelihood
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+Data = Any  # (x, y) of tensors or arrays, a torch Dataset, or a loader
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a data set: inputs, targets, and where known their indices and sample weights."""
+
+    x: Inputs
+    y: Tensor
+    rows: Tensor | None = None
+    weight: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Every tensor, in a fixed order: inputs, targets, rows, weights."""
+        optional = [t for t in (self.rows, self.weight) if t is not None]
+        return [*input_leaves(self.x), self.y, *optional]
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What `rebuild` needs besides the leaves; equal for batches that differ in numbers and sizes only."""
+        names = tuple(self.x) if isinstance(self.x, Mapping) else len(self.x) if isinstance(self.x, tuple) else None
+        return names, self.rows is not None, self.weight is not None
+
+    @staticmethod
+    def rebuild(structure: tuple[Any, ...], leaves: Sequence[Tensor]) -> Batch:
+        """The batch of this structure with these leaves."""
+        names, has_rows, has_weight = structure
+        rest = list(leaves)
+        x: Inputs
+        if names is None:
+            x = rest.pop(0)
+        elif isinstance(names, int):
+            x = tuple(rest.pop(0) for _ in range(names))
+        else:
+            x = {name: rest.pop(0) for name in names}
+        y = rest.pop(0)
+        rows = rest.pop(0) if has_rows else None
+        return Batch(x, y, rows, rest.pop(0) if has_weight else None)
+
+
+class Source(ABC):
+    """A data set that hands out batches on the model's device."""
+
+    #: N, the number of rows.
+    n: int
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """One epoch, in an order drawn from torch's present random state."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[int, int] | None:
+        """How often each batch size comes in an epoch; None where only the loader knows."""
+
+
+class ArraySource(Source):
+    """Tensors in memory, shuffled by indices: a tenth of a DataLoader's cost."""
+
+    def __init__(self, batch: Batch, batch_size: int | None, shuffle: bool = True):
+        self.whole = batch
+        self.n = len(batch.y)
+        self.batch_size = min(batch_size or self.n, self.n)
+        self.shuffle = shuffle
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Full batches, and a last one of what is left."""
+        full, left = divmod(self.n, self.batch_size)
+        return {self.batch_size: full} | ({left: 1} if left else {})
+
+    def batches(self) -> Iterator[Batch]:
+        """A permutation an epoch; the whole set as it is where one batch holds it."""
+        if self.batch_size == self.n:
+            yield self.whole
+            return
+        structure, leaves = self.whole.structure, self.whole.leaves
+        device = leaves[0].device
+        order = torch.randperm(self.n, device=device) if self.shuffle else torch.arange(self.n, device=device)
+        for rows in order.split(self.batch_size):
+            yield Batch.rebuild(structure, [leaf.index_select(0, rows) for leaf in leaves])
+
+
+class LoaderSource(Source):
+    """Anything that can be iterated over several times and gives ``(x, y)`` or ``(x1, x2, ..., y)``."""
+
+    def __init__(self, loader: Iterable[Any], n: int, convert: Callable[[Any], Batch]):
+        self.loader, self.n, self._convert = loader, n, convert
+
+    @property
+    def sizes(self) -> None:
+        """Not known beforehand."""
+
+    def batches(self) -> Iterator[Batch]:
+        """The loader's own batches in its own order."""
+        empty = True
+        for item in self.loader:
+            empty = False
+            yield self._convert(item)
+        if empty:
+            raise ValueError("the loader gave no batch: it is empty, or it can be iterated over only once")
+
+
+def as_source(
+    data: Data,
+    likelihood: Likelihood,
+    like: Tensor,
+    batch_size: int | None,
+    *,
+    n_data: int | None = None,
+    weight: Any = None,
+) -> Source:
+    """Data of any accepted form as a `Source` on the device of `like` and in its dtype.
+
+    Raises:
+        ValueError: No rows, lengths that differ, NaN or infinite values (with their rows), labels outside the classes,
+            a loader whose number of rows is not known.
+        TypeError: Something that is no data.
+    """
+    if isinstance(data, TensorDataset):
+        *x, y = data.tensors
+        data = (x[0] if len(x) == 1 else tuple(x), y)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        whole = as_batch(data[0], data[1], likelihood, like, weight)
+        if n_data not in (None, len(whole.y)):
+            raise ValueError(f"n_data is {n_data}, but the arrays have {len(whole.y)} rows")
+        return ArraySource(whole, batch_size)
+    if weight is not None:
+        raise ValueError("weight goes with arrays; a loader would have to give it row by row")
+    if isinstance(data, Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
+        data = DataLoader(data, batch_size=batch_size or len(data), shuffle=True)  # type: ignore[arg-type]
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes | Mapping | Tensor | np.ndarray):
+        raise TypeError(f"data is (x, y), a torch Dataset or a DataLoader, not {type(data).__name__}")
+    return LoaderSource(data, _loader_rows(data, n_data), lambda item: _from_item(item, likelihood, like))
+
+
+def as_batch(x: Any, y: Any, likelihood: Likelihood, like: Tensor, weight: Any = None) -> Batch:
+    """All rows as one checked batch in the dtype and on the device of `like`."""
+    inputs = as_inputs(x, like)
+    targets = likelihood.convert(as_tensor(y, "y", like), like.dtype)
+    if targets.dim() == 0:
+        raise ValueError("y is a single number; it needs one target a row")
+    weights = None if weight is None else as_tensor(weight, "weight", like)
+    leaves = [("x", leaf) for leaf in input_leaves(inputs)] + ([("weight", weights)] if weights is not None else [])
+    if len(targets) == 0:
+        raise ValueError("the data set is empty: y has no rows")
+    for name, leaf in leaves:
+        if leaf.dim() == 0 or len(leaf) != len(targets):
+            raise ValueError(f"{name} has shape {tuple(leaf.shape)} but y has {len(targets)} rows")
+    for name, leaf in [*leaves, ("y", targets)]:
+        check_finite(leaf, name)
+    if weights is not None and (weights.dim() != 1 or bool((weights < 0).any())):
+        raise ValueError(f"weight is one non-negative number a row; it has shape {tuple(weights.shape)}")
+    return Batch(inputs, targets, weight=weights)
+
+
+def as_inputs(x: Any, like: Tensor) -> Inputs:
+    """Inputs of any accepted form as tensors: floats in the dtype of `like`, all on its device."""
+    if isinstance(x, Mapping):
+        return {name: as_tensor(value, f"x[{name!r}]", like) for name, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(as_tensor(value, f"x[{i}]", like) for i, value in enumerate(x))
+    return as_tensor(x, "x", like)
+
+
+def as_tensor(value: Any, name: str, like: Tensor) -> Tensor:
+    """A tensor on the device of `like`; floating values take its dtype."""
+    try:
+        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be read as numbers: {error}") from None
+    return tensor.to(device=like.device, dtype=like.dtype if tensor.is_floating_point() else None)
+
+
+def input_leaves(x: Inputs) -> list[Tensor]:
+    """The tensors of an input."""
+    return list(x.values()) if isinstance(x, Mapping) else list(x) if isinstance(x, tuple) else [x]
+
+
+def slice_inputs(x: Inputs, rows: slice) -> Inputs:
+    """Some rows of an input."""
+    if isinstance(x, Mapping):
+        return {name: value[rows] for name, value in x.items()}
+    return tuple(value[rows] for value in x) if isinstance(x, tuple) else x[rows]
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raise `ValueError` with the rows that hold NaN or infinite values."""
+    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
+        return
+    rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
+    where = rows.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+    raise ValueError(f"{name} has NaN or infinite values in {len(where)} of {len(rows)} rows: {shown}")
+
+
+def _from_item(item: Any, likelihood: Likelihood, like: Tensor) -> Batch:
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise TypeError(f"a loader gives (x, y) or (x1, x2, ..., y); it gave a {type(item).__name__}")
+    *x, y = item
+    return as_batch(x[0] if len(x) == 1 else tuple(x), y, likelihood, like)
+
+
+def _loader_rows(loader: Iterable[Any], n_data: int | None) -> int:
+    dataset = getattr(loader, "dataset", loader if isinstance(loader, Dataset) else None)
+    if n_data is None:
+        if not isinstance(dataset, Sized):
+            raise ValueError("the loader does not say how many rows there are: give n_data=, the size of the whole set")
+        n_data = len(dataset)
+    if n_data < 1:
+        raise ValueError(f"the data set is empty: {n_data} rows")
+    return n_data

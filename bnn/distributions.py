@@ -1,0 +1,104 @@
+"""What the toolkit needs to know of distributions beyond `torch.distributions`: dtype, structure, closed-form integrals."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+from torch.distributions import Distribution, Transform
+
+T = TypeVar("T", bound=Distribution | Transform)
+
+
+def cast(fn: T, like: Tensor) -> T:
+    """A copy of a distribution (or transform) whose tensors have the dtype and device of `like`.
+
+    ``pyro.distributions.HalfCauchy(1.0)`` is float32 whatever network it is given to; a float64 posterior needs it exact.
+    """
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(like) if value.is_floating_point() else value.to(like.device)
+        if isinstance(value, Distribution | Transform):
+            return cast(value, like)
+        if isinstance(value, list | tuple) and any(isinstance(item, Distribution | Transform) for item in value):
+            return type(value)(convert(item) for item in value)
+        return value
+
+    fn = copy.copy(fn)
+    vars(fn).update({name: convert(value) for name, value in vars(fn).items()})
+    return fn
+
+
+def base(fn: Distribution) -> Distribution:
+    """The distribution of a single number, under any `Independent` and `Expanded` wrappers."""
+    while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def expanded(family: type[Distribution], loc: Tensor, scale: Tensor, shape: torch.Size) -> Distribution:
+    """``family(loc, scale)`` over `shape`, every number its own event dimension, that remembers the small tensors.
+
+    Expanded scalars, never full tensors: those would cost two more copies of the weights.
+    """
+    fn = family(loc.expand(shape), scale.expand(shape))
+    vars(fn)["unexpanded"] = (loc, scale)
+    return fn.to_event(len(shape))  # type: ignore[attr-defined]
+
+
+def loc_and_scale(fn: Distribution) -> tuple[Tensor, Tensor]:
+    """The location and scale of a location-scale family: the tensors given to `expanded`, else those it holds."""
+    fn = base(fn)
+    loc, scale = vars(fn).get("unexpanded", (fn.loc, fn.scale))  # type: ignore[attr-defined]
+    return loc, scale
+
+
+def _normal_cross_entropy(loc: Tensor, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """Sum of -E[log Normal(w; prior)] under w ~ Normal(loc, scale); Bishop (2006), exercise 2.13."""
+    distance = loc - prior_loc
+    squares = distance * distance
+    if scale is not None:
+        squares = squares + scale * scale
+    log_scale = _total(prior_scale.log(), loc)
+    return 0.5 * _ratio(squares, prior_scale * prior_scale) + log_scale + 0.5 * math.log(2 * math.pi) * loc.numel()
+
+
+def _laplace_cross_entropy(loc: Tensor, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
+    """Sum of -E[log Laplace(w; prior)] under w ~ Normal(loc, scale).
+
+    E|w - m| is the mean of a folded normal: s sqrt(2/pi) exp(-d^2 / 2s^2) + d erf(d / (s sqrt 2)), d = loc - m
+    (Leone, Nelson and Nottingham, Technometrics 3, 1961).
+    """
+    distance = loc - prior_loc
+    if scale is None:
+        folded = distance.abs()
+    else:
+        ratio = distance / (scale * math.sqrt(2))
+        folded = scale * math.sqrt(2 / math.pi) * (-ratio * ratio).exp() + distance * ratio.erf()
+    return _ratio(folded, prior_scale) + _total((2 * prior_scale).log(), loc)
+
+
+CrossEntropy = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+
+#: Prior families whose cross entropy under a Gaussian is known: (loc, scale, prior loc, prior scale) -> scalar.
+#: Scale ``None`` is a point mass at loc: the negative log-density there.
+GAUSSIAN_CROSS_ENTROPY: dict[type[Distribution], CrossEntropy] = {
+    dist.Normal: _normal_cross_entropy,
+    dist.Laplace: _laplace_cross_entropy,
+}
+
+
+def _total(value: Tensor, like: Tensor) -> Tensor:
+    """The sum over all elements, where a scalar stands for every one of them."""
+    return value * like.numel() if value.dim() == 0 else value.sum()
+
+
+def _ratio(value: Tensor, divisor: Tensor) -> Tensor:
+    """sum(value / divisor), with one division where the divisor is a scalar."""
+    return value.sum() / divisor if divisor.dim() == 0 else (value / divisor).sum()

@@ -1,0 +1,293 @@
+"""The Pyro model of a network: priors on its parameters, a likelihood on its outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from bnn.data import Inputs
+from bnn.layout import Site
+from bnn.likelihoods import Likelihood
+from bnn.priors import Prior
+from bnn.random import isolated
+
+_MEDIAN_OF = 101
+
+Output = int | str | Callable[[Any], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The unknowns of a model: random ones, and points that are learned without a prior."""
+
+    latents: list[Site]
+    points: list[Site]
+
+
+class BNN:
+    """A Bayesian neural network: **a Pyro model** on which any Pyro algorithm, guide or handler runs.
+
+    Its sites bear the network's own parameter names, in ``named_parameters()`` order within a prior's group; the data
+    site is ``y``, in a plate ``data`` that scales by N/n, and nothing else does.
+
+    Args:
+        net: Any module. It is never altered. ``requires_grad=False`` parameters are constants.
+        prior: One prior for all parameters, or ``{pattern: prior}`` over their names, as in a shell (`fnmatch`): the
+            first pattern that matches wins. ``None`` in the place of a prior makes points of them: learned, but not
+            random (a partly Bayesian network).
+        likelihood: From network outputs to the distribution of y.
+        output: Which part of a tuple or dict that the network returns is the output: an index, a key, or a function.
+
+    Raises:
+        ValueError: A pattern that matches no parameter, a parameter that no pattern matches, a name that Pyro needs,
+            a prior whose shape does not fit.
+        TypeError: Arguments that are not a module, a prior and a likelihood.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        prior: Prior | Mapping[str, Prior | None],
+        likelihood: Likelihood,
+        *,
+        output: Output = None,
+    ):
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net is a torch.nn.Module, not {type(net).__name__}")
+        if not isinstance(likelihood, Likelihood):
+            raise TypeError(f"likelihood is one of bnn.likelihoods (an instance), not {likelihood!r}")
+        self.net = net
+        self.prior = prior
+        self.likelihood = likelihood
+        self.output = output
+        params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        _check_names(params)
+        self._groups = _grouped(params, {"*": prior} if not isinstance(prior, Mapping) else prior)
+        self.sites()  # a prior that does not fit is told now, not at the first fit
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the network's floating dtype and its device."""
+        for parameter in self.net.parameters():
+            if parameter.is_floating_point():
+                return parameter.detach()
+        raise ValueError("the network has no floating-point parameters")
+
+    def __call__(
+        self,
+        x: Inputs,
+        y: Tensor | None = None,
+        *,
+        n_data: int | None = None,
+        rows: Tensor | None = None,
+        weight: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The Pyro program: sample weights and unknowns, run the network, sample (or observe) y.
+
+        Args:
+            x: Inputs with rows first: a tensor, a tuple (positional) or a dict (keyword arguments of the network).
+            y: Targets, or ``None`` to sample them.
+            n_data: N of the whole data set, when (x, y) is a batch of it.
+            rows: ``(n,)``, the indices of the batch's rows.
+            weight: ``(n,)``, sample weights: they multiply log-densities.
+            state: Buffers and frozen parameters to use in place of the network's own. In training mode the buffers are
+                updated in place (batch statistics); without `state`, copies are, and the network stays as it is.
+
+        Returns:
+            y, ``(n,)`` or ``(n, k)``.
+        """
+        weights = self.sample_weights()
+        latents = self.likelihood.latents(self.like)
+        outputs = self.forward(weights, x, state)
+        if y is not None:
+            y = self.likelihood.convert(y, outputs.dtype)
+            if is_validation_enabled():
+                self.likelihood.check(outputs, y)
+        fn = self.likelihood.distribution(outputs, latents)
+        n = outputs.shape[0]
+        if rows is None and n_data is not None:
+            rows = torch.arange(n, device=outputs.device)
+        with pyro.plate("data", n_data or n, subsample=rows), poutine.scale(scale=1.0 if weight is None else weight):
+            result: Tensor = pyro.sample("y", fn, obs=y)
+        return result
+
+    def sample_weights(self) -> dict[str, Tensor]:
+        """The prior part of the Pyro program: every parameter, with hyper-parameters first: ``{name: weight}``."""
+        weights: dict[str, Tensor] = {}
+        for group, prior, params in self._groups:
+            if prior is None:
+                for name, param in params.items():
+                    weights[name] = pyro.param(name, lambda param=param: param.detach().clone())
+            else:
+                weights.update(prior({name: param.detach() for name, param in params.items()}, group))
+        return weights
+
+    def forward(self, weights: Mapping[str, Tensor], x: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The network's output under these weights: ``(n,)`` or ``(n, k)``.
+
+        Raises:
+            TypeError: The network returns several things and `output` does not say which.
+        """
+        if state is None:
+            state = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
+        result = torch.func.functional_call(self.net, {**state, **weights}, args, kwargs)
+        if callable(self.output):
+            result = self.output(result)
+        elif self.output is not None:
+            result = result[self.output]
+        if not isinstance(result, Tensor):
+            raise TypeError(
+                f"the network returns a {type(result).__name__}; say which part is the output with "
+                "BNN(..., output=...): an index, a key or a function"
+            )
+        return result
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the network's buffers and frozen parameters: what its forward pass needs beside the weights."""
+        state = {name: buffer.detach().clone() for name, buffer in self.net.named_buffers()}
+        state |= {name: p.detach().clone() for name, p in self.net.named_parameters() if not p.requires_grad}
+        return state
+
+    def sites(self) -> Sites:
+        """All unknowns, in the order in which the Pyro program meets them, each with a value to start from.
+
+        That is the network's own weight, and for other latents (scales) the median of their prior. No data are needed,
+        and nothing random moves.
+        """
+
+        def program() -> None:
+            self.sample_weights()
+            self.likelihood.latents(self.like)
+
+        own = {name: param.detach() for name, param in self.net.named_parameters()}
+        own |= {f"{name}.z": value for name, value in own.items()}
+        latents, points = [], []
+        with isolated(seed=0, device=self.like.device), pyro.get_param_store().scope():
+            trace = poutine.trace(program).get_trace()
+            medians = {
+                name: node["fn"].sample((_MEDIAN_OF,)).median(0).values
+                for name, node in trace.iter_stochastic_nodes()
+                if name not in own
+            }
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and not node["is_observed"]:
+                latents.append(Site(name, {**own, **medians}[name], node["fn"].support))
+            elif node["type"] == "param":
+                constraint = node["kwargs"].get("constraint", constraints.real)
+                points.append(Site(name, node["value"].detach().clone(), constraint))
+        return Sites(latents, points)
+
+    def prior_draw(self) -> dict[str, Tensor]:
+        """One draw of all latents from the prior, from torch's present random state: ``{site: value}``."""
+
+        def program() -> None:
+            self.sample_weights()
+            self.likelihood.latents(self.like)
+
+        with pyro.get_param_store().scope():
+            nodes = poutine.trace(program).get_trace().iter_stochastic_nodes()
+        return {name: node["value"] for name, node in nodes}
+
+    def trace(
+        self,
+        values: Mapping[str, Tensor],
+        points: Mapping[str, Tensor],
+        x: Inputs,
+        y: Tensor,
+        **batch: Any,
+    ) -> poutine.Trace:
+        """The Pyro trace at given values of the latents and of the learned points; further arguments as in a call."""
+        program = poutine.condition(self, data=dict(values))
+        program = poutine.substitute(program, data=dict(points))
+        return poutine.trace(program).get_trace(x, y, **batch)
+
+    def log_joint(self, params: Mapping[str, Tensor], x: Inputs, y: Tensor, n_data: int | None = None) -> Tensor:
+        """log p(params) + (N/n) log p(y | x, params): a scalar, differentiable in `params`.
+
+        Args:
+            params: ``{site: value}`` for every latent site, in its own (constrained) space; learned points may be among
+                them, else the present ones are used.
+            x: Inputs, rows first.
+            y: Targets.
+            n_data: N of the whole set, when (x, y) is a batch.
+
+        Raises:
+            ValueError: A latent site is missing, or a name is no site.
+        """
+        sites = self.sites()
+        latent = {site.name for site in sites.latents}
+        points = {site.name: site.value for site in sites.points}
+        missing, unknown = latent - set(params), set(params) - latent - set(points)
+        if missing or unknown:
+            raise ValueError(f"log_joint: missing sites {sorted(missing)}, unknown names {sorted(unknown)}")
+        values = {name: value for name, value in params.items() if name in latent}
+        points |= {name: value for name, value in params.items() if name in points}
+        return self.trace(values, points, x, y, n_data=n_data).log_prob_sum()
+
+    def weights(self, values: Mapping[str, Tensor], points: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's parameters at given values of all latents: deterministic sites are worked out.
+
+        Returns:
+            ``{parameter name: weight}``, the parameters without a prior among them.
+        """
+        names = set(values)
+        program = poutine.condition(self.sample_weights, data=dict(values))
+        program = poutine.block(
+            poutine.substitute(program, data=dict(points)), hide_fn=lambda msg: msg["name"] in names
+        )
+        result: dict[str, Tensor] = program()
+        return result
+
+    def copy(self) -> BNN:
+        """A model with its own copy of the network, so that nothing done to it reaches the user's."""
+        return BNN(copy.deepcopy(self.net), self.prior, self.likelihood, output=self.output)
+
+    def learned_prior_scales(self) -> list[str]:
+        """The groups whose prior scale is itself random."""
+        return [group for group, prior, _ in self._groups if prior is not None and prior.learned_scale()]
+
+
+_Groups = list[tuple[str, Prior | None, dict[str, nn.Parameter]]]
+
+
+def _grouped(params: Mapping[str, nn.Parameter], priors: Mapping[str, Prior | None]) -> _Groups:
+    """Give each parameter to the first pattern that matches it."""
+    left = dict(params)
+    groups: _Groups = []
+    for pattern, prior in priors.items():
+        if prior is not None and not isinstance(prior, Prior):
+            raise TypeError(f"the prior of {pattern!r} is one of bnn.priors (an instance) or None, not {prior!r}")
+        members = {name: left.pop(name) for name in list(left) if fnmatchcase(name, pattern)}
+        if not members:
+            taken = any(fnmatchcase(name, pattern) for name in params)
+            why = "earlier patterns took all that it matches" if taken else f"the names are {sorted(params)}"
+            raise ValueError(f"pattern {pattern!r} matches no parameter: {why}")
+        groups.append((_group_name(pattern, [group for group, _, _ in groups]), prior, members))
+    if left:
+        raise ValueError(f"no pattern matches {sorted(left)}: add '*' with a prior (or None, for points) at the end")
+    return groups
+
+
+def _group_name(pattern: str, taken: list[str]) -> str:
+    name = pattern.replace("*", "").strip(".") or "all"
+    return name if name not in taken else pattern
+
+
+def _check_names(params: Mapping[str, nn.Parameter]) -> None:
+    if not params:
+        raise ValueError("the network has no parameters with requires_grad=True: there is nothing to infer")
+    for name in params:
+        if name in ("y", "data") or name.startswith(("likelihood.", "prior.")):
+            raise ValueError(f"the network's parameter {name!r} bears a name that the model needs: rename it")

@@ -1,0 +1,42 @@
+"""The one place that touches torch's random state: seeded inside, untouched outside."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system; torch's own generators are not asked, so they do not move."""
+    return secrets.randbelow(2**63)
+
+
+@contextmanager
+def isolated(seed: int | None = None, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run a block under its own random state, and put the surrounding one back.
+
+    Args:
+        seed: The state that the block starts from; ``None`` starts it from the present state.
+        device: The device whose generator is saved and seeded beside the CPU's.
+    """
+    device = torch.device(device)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    saved = [generator.get_state() for generator in generators]
+    try:
+        # torch.manual_seed would also seed every other device, now or when it is first used.
+        if seed is not None:
+            for generator in generators:
+                generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, saved, strict=True):
+            generator.set_state(state)
