@@ -1,0 +1,223 @@
+"""Pyro runs once: a function of tensors that calls Pyro becomes the same function without Pyro.
+
+`torch.fx`'s `make_fx` records every tensor operation of one call, those of the gradient and the random draws among them.
+The record is a flat program; it is simplified (`bnn.graph`), checked against the function on other inputs and another
+seed, and run ever after: as it is (``graph``) or compiled (``inductor``). See docs/design/capture.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnn.graph import bind_constants, simplify
+from bnn.random import isolated
+
+Backend = Literal["auto", "eager", "graph", "inductor"]
+Program = Callable[..., Sequence[Tensor]]
+
+#: Operations in one eager call above which a recording takes longer than it saves (an LSTM over 200 steps has 14,000).
+OPERATION_BUDGET = 10_000
+
+# `auto` pays for inductor where it saves this often what it costs. Seconds a node and a value of the parameters that
+# compiling saves per call, and seconds that it takes: docs/design/capture.md has the measurements.
+_SAVED_PER_NODE, _SAVED_PER_VALUE, _COMPILE_SECONDS, _PAYS = 3e-6, 5e-9, 20.0, 2.0
+
+
+class CaptureWarning(UserWarning):
+    """A function could not be captured, and runs through Pyro at every call."""
+
+
+class Captured:
+    """A function of tensors, with one program for each set of shapes, dtypes, devices and autocast state.
+
+    Args:
+        fn: Takes tensors only and returns a sequence of tensors. It must not change its arguments; in-place operations
+            on tensors of its own are fine. Whatever it reads besides is burnt in.
+        backend: ``"eager"`` calls `fn`; ``"graph"`` the recorded program; ``"inductor"`` its compiled form;
+            ``"auto"`` chooses between the last two before the first call, from counts (see `prepare`).
+        what: What the function is, for messages.
+    """
+
+    def __init__(self, fn: Program, backend: Backend = "auto", what: str = "the model"):
+        if backend not in ("auto", "eager", "graph", "inductor"):
+            raise ValueError(f"compile is 'auto', 'eager', 'graph' or 'inductor', not {backend!r}")
+        self.fn = fn
+        self.requested = backend
+        self.what = what
+        self._programs: dict[Any, Program] = {}
+        #: The backend of each program, in the order in which they were made.
+        self.backends: list[str] = []
+        #: The fx graph of each captured program.
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """What ``fn(*tensors)`` returns."""
+        program = self._programs.get(_key(tensors))
+        if program is None:
+            program = self.prepare(*tensors)
+        if _autocast(tensors):
+            with torch.autocast(tensors[0].device.type, enabled=False):  # the casts are in the program
+                return program(*tensors)
+        return program(*tensors)
+
+    def prepare(self, *tensors: Tensor, calls: int | None = None) -> Program:
+        """Make (or find) the program for tensors like these; nothing of theirs, nor the random state, changes.
+
+        Args:
+            tensors: Example arguments.
+            calls: How often the program will be called, as far as known; ``"auto"`` compiles where that pays.
+        """
+        key = _key(tensors)
+        if key not in self._programs:
+            self._programs[key] = self._make(tensors, calls)
+        return self._programs[key]
+
+    def _make(self, tensors: Sequence[Tensor], calls: int | None) -> Program:
+        tensors = [t.detach().clone() for t in tensors]
+        device = tensors[0].device
+        # One call with validation on, so that a bad shape or label is told in words, and to count what it does.
+        with isolated(device=device), pyro.validation_enabled(True), _Count() as count:
+            self.fn(*tensors)
+        eager = self._without_validation
+        if self.requested == "eager":
+            return self._keep("eager", eager)
+        if count.operations > OPERATION_BUDGET:
+            return self._give_up(f"one call makes {count.operations} operations, over {OPERATION_BUDGET}")
+        try:
+            module = record(eager, tensors)
+        except Exception as error:
+            return self._give_up(f"{type(error).__name__}: {_first_lines(error)}")
+        program: Program = module.forward
+        if not self._agrees(program, tensors):
+            return self._give_up(
+                "the recorded program differs from the function on other inputs or another seed; it reads something "
+                "besides its tensors (a counter, numpy's random numbers, a Python branch)"
+            )
+        backend = self.requested
+        if backend == "auto":
+            backend = _choose(len(module.graph.nodes), max(t.numel() for t in tensors), calls)
+        if backend == "inductor":
+            program = compiled(module, tensors, self.what)
+            if not self._agrees(program, tensors):
+                raise RuntimeError(f"inductor's program of {self.what} differs from eager: use compile='graph'")
+        self.graphs.append(module)
+        return self._keep(backend, program)
+
+    def _keep(self, backend: str, program: Program) -> Program:
+        self.backends.append(backend)
+        return program
+
+    def _give_up(self, why: str) -> Program:
+        warnings.warn(
+            f"{self.what} cannot be captured and runs through Pyro at every step (slower, same results): {why}",
+            CaptureWarning,
+            stacklevel=2,
+        )
+        return self._keep("eager", self._without_validation)
+
+    def _without_validation(self, *tensors: Tensor) -> Sequence[Tensor]:
+        with pyro.validation_enabled(False):
+            return self.fn(*tensors)
+
+    def _agrees(self, program: Program, tensors: Sequence[Tensor]) -> bool:
+        """Whether program and function give the same on other numbers under another seed."""
+        other = [_disturbed(t) for t in tensors]
+        device = tensors[0].device
+        with isolated(seed=20_011, device=device):
+            expected = self._without_validation(*[t.clone() for t in other])
+        with isolated(seed=20_011, device=device), torch.autocast(device.type, enabled=False):
+            got = program(*[t.clone() for t in other])
+        return all(_close(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def record(fn: Program, tensors: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The flat tensor program that ``fn(*tensors)`` runs, without in-place operations, simplified."""
+    clones = [t.detach().clone() for t in tensors]
+
+    def outputs(*args: Tensor) -> tuple[Tensor, ...]:
+        return tuple(fn(*args))
+
+    with isolated(device=clones[0].device):
+        functional = torch.func.functionalize(outputs, remove="mutations")
+        module = make_fx(functional)(*clones)
+    simplify(module)
+    return module
+
+
+def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str) -> Program:
+    """Inductor's form of a recorded program. Its random numbers are torch's own, so that seeds mean the same.
+
+    Raises:
+        RuntimeError: There is no C++ compiler.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    if tensors[0].device.type == "cpu" and not have_compiler():
+        raise RuntimeError(f"compile='inductor' needs a C++ compiler, and there is none to compile {what}: use 'graph'")
+    bare, constants = bind_constants(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inductor's own imports
+        program = compile_fx(bare, [*constants, *tensors], config_patches={"fallback_random": True})
+    if not constants:
+        return program
+    return lambda *args: program(*constants, *args)
+
+
+def have_compiler() -> bool:
+    """Whether inductor would find a C++ compiler."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
+
+
+def _choose(nodes: int, values: int, calls: int | None) -> Literal["graph", "inductor"]:
+    """Compile where the calls to come save clearly more than it costs: from counts, never from a clock."""
+    saved = (calls or 0) * (nodes * _SAVED_PER_NODE + values * _SAVED_PER_VALUE)
+    return "inductor" if saved > _PAYS * _COMPILE_SECONDS and have_compiler() else "graph"
+
+
+def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return (*[(t.shape, t.dtype, t.device) for t in tensors], _autocast(tensors))
+
+
+def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:
+    kind = tensors[0].device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _disturbed(tensor: Tensor) -> Tensor:
+    """Other values of the same kind: rows in reverse, and 1 % more where a number can be any."""
+    tensor = tensor.flip(0) if tensor.dim() else tensor
+    return tensor * 1.01 if tensor.is_floating_point() else tensor.clone()
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Equal up to rounding, relative to the largest entry."""
+    if not a.is_floating_point() or a.numel() == 0:
+        return torch.equal(a, b)
+    tolerance = 1e4 * torch.finfo(a.dtype).eps
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(size, 1e-30), equal_nan=True)
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+class _Count(TorchDispatchMode):
+    """Counts the operations that reach the dispatcher."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,162 @@
+"""Simplification of recorded tensor programs: what a compiler would do, for the backend that does not compile.
+
+The programs are free of in-place operations (`bnn.capture.record`), so that equal calls may be shared and results reused.
+Random operations are never moved, shared or dropped: the same seed has to give the same numbers as the function itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+#: Results larger than this (in memory, not in elements) are not kept as constants.
+_CONSTANT_BYTES = 1 << 16
+#: Calls whose result is known from shapes alone.
+_FILLS = {aten.ones_like.default: 1, aten.zeros_like.default: 0}
+#: Calls that return their first argument where nothing is there to alter it in place.
+_COPIES = {aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh_copy.default}
+_SAME_IF_SHAPE = {aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default}
+
+
+def simplify(module: GraphModule) -> None:
+    """Fold constants, drop copies and views that do nothing, share equal calls, remove what is not used; in place."""
+    constants = _fold_constants(module)
+    seen: dict[Any, Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node in constants:
+            continue
+        twin = _equal_to_argument(node, constants)
+        if twin is None and _pure(node.target):
+            key = _signature(node)
+            twin = seen.setdefault(key, node) if key is not None else None
+        if twin is not None and twin is not node:
+            node.replace_all_uses_with(twin)
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    _store(module, constants)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def bind_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
+    """The same program with its constants as leading arguments, and the constants."""
+    graph = torch.fx.Graph()
+    mapping: dict[Node, Node] = {}
+    attributes = [node for node in module.graph.nodes if node.op == "get_attr"]
+    for node in attributes:
+        mapping[node] = graph.placeholder(f"constant_{node.target}")
+    for node in module.graph.nodes:
+        if node not in mapping:
+            mapping[node] = graph.node_copy(node, lambda n: mapping[n])
+    constants = [_attribute(module, str(node.target)) for node in attributes]
+    return GraphModule(torch.nn.Module(), graph), constants
+
+
+def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
+    """The nodes whose value is the same in every call, and small: what follows from Python numbers and shapes alone.
+
+    Tensors that the function closes over are none: their owner may change them between calls.
+    """
+    known: dict[Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target is aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
+            known[node] = _attribute(module, str(node.args[0].target)).clone()
+        elif node.target in _FILLS and (value := _example(node)) is not None:
+            scalar = torch.full((), _FILLS[node.target], dtype=value.dtype, device=value.device)
+            known[node] = scalar.expand(value.shape)
+        elif _foldable(node, known):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
+            value = node.target(*args, **kwargs)
+            if isinstance(value, Tensor) and value.untyped_storage().nbytes() <= _CONSTANT_BYTES:
+                known[node] = value
+    return known
+
+
+def _foldable(node: Node, known: dict[Node, Tensor]) -> bool:
+    return _pure(node.target) and node.target is not operator.getitem and all(n in known for n in node.all_input_nodes)
+
+
+def _equal_to_argument(node: Node, constants: dict[Node, Tensor]) -> Node | None:
+    """The node of the same value that a copy, an empty view, a double transpose or a neutral operation starts from."""
+    first = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+    if first is None:
+        return None
+    here, there = _example(node), _example(first)
+    if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
+        return None
+    if node.target in _COPIES | _SAME_IF_SHAPE and here.stride() == there.stride():
+        return first
+    if node.target is aten.t.default and first.target is aten.t.default:
+        return first.args[0] if isinstance(first.args[0], Node) else None
+    neutral = {aten.mul.Tensor: 1.0, aten.div.Tensor: 1.0, aten.add.Tensor: 0.0, aten.sub.Tensor: 0.0}.get(node.target)
+    if neutral is not None and not node.kwargs and _is_number(node.args[1], neutral, constants):
+        return first
+    return None
+
+
+def _is_number(value: Any, number: float, constants: dict[Node, Tensor]) -> bool:
+    if isinstance(value, Node):
+        return value in constants and constants[value].numel() == 1 and float(constants[value]) == number
+    return bool(value == number)
+
+
+def _pure(target: Any) -> bool:
+    """Whether a call depends on its arguments alone and changes nothing."""
+    if target is operator.getitem:
+        return True
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and not target._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
+
+
+def _signature(node: Node) -> Any:
+    """What two equal calls have in common; None where an argument cannot be compared."""
+    try:
+        key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((name, _hashable(item)) for name, item in sorted(value.items()))
+    return (type(value), value)
+
+
+def _example(node: Node) -> Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else None
+
+
+def _store(module: GraphModule, constants: dict[Node, Tensor]) -> None:
+    """Replace the constant nodes that are still used by attributes of the module."""
+    for index, (node, value) in enumerate(constants.items()):
+        if not any(user not in constants for user in node.users):
+            continue
+        name = f"_constant{index}"
+        module.register_buffer(name, value, persistent=False)
+        with module.graph.inserting_before(node):
+            attribute = module.graph.get_attr(name)
+        attribute.meta["val"] = value
+        node.replace_all_uses_with(attribute)
+
+
+def _attribute(module: GraphModule, target: str) -> Tensor:
+    get: Callable[[Any], Tensor] = operator.attrgetter(target)
+    return get(module)
