@@ -1,0 +1,196 @@
+"""Posteriors in files: tensors (safetensors) and JSON, nothing that is executed when it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from bnn.approximation import Guide, restored
+from bnn.history import History
+from bnn.layout import Layout
+from bnn.model import BNN
+
+if TYPE_CHECKING:
+    from bnn.posterior import Posterior
+
+SCHEMA = 1
+_JSON, _TENSORS = "posterior.json", "posterior.safetensors"
+#: Draws that stand in for a guide, which is code and cannot be saved.
+_GUIDE_DRAWS = 1000
+
+
+def save(posterior: Posterior, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a posterior into a folder: ``posterior.safetensors`` and ``posterior.json``.
+
+    The folder appears whole or not at all: it is written beside its place and renamed.
+
+    Args:
+        posterior: Any. Of a custom guide, its parameters and 1,000 draws are saved.
+        path: The folder.
+        overwrite: Replace a posterior that is there.
+
+    Raises:
+        FileExistsError: There is something at `path`.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another folder, or save with overwrite=True")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors, kind = _tensors(posterior)
+    record = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "settings": posterior.settings,
+        "versions": versions(),
+        "input_shapes": posterior.input_shapes,
+        "history": {
+            f.name: value
+            for f in fields(History)
+            if not isinstance(value := getattr(posterior.history, f.name), Tensor)
+        },
+    }
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary / _TENSORS
+        )
+        (temporary / _JSON).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        for name in (_TENSORS, _JSON):
+            _flush(temporary / name)
+        temporary.chmod(0o755)
+        _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
+    """Read a posterior that `save` wrote.
+
+    Args:
+        path: The folder.
+        model: The model that was fitted, built anew: same network, prior and likelihood.
+        method: For a custom guide: the ``bnn.Variational`` that it was fitted with, for fresh draws; without it the
+            saved draws are what there is.
+
+    Raises:
+        FileNotFoundError: There is no posterior at `path`.
+        ValueError: The files are damaged or of a newer version, or they do not fit the model (names and shapes).
+    """
+    from bnn.posterior import Posterior
+
+    record, tensors = _read(Path(path))
+    layout = Layout(model.sites().latents)
+    like = model.like
+    groups: dict[str, dict[str, Tensor]] = {
+        name: {} for name in ("approximation", "points", "state", "history", "guide")
+    }
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        if group not in groups or not name:
+            raise ValueError(f"{path}: unexpected tensor {key!r} in {_TENSORS}")
+        groups[group][name] = value if group == "history" else value.to(like.device)
+    _check_names("points", groups["points"], {site.name: site.value for site in model.sites().points})
+    _check_names("state", groups["state"], model.state())
+    if method is not None:
+        if not groups["guide"]:
+            raise ValueError(f"{path} was not fitted with a custom guide: load it without method=")
+        approximation = method.restored_guide(model, groups["guide"])
+    else:
+        approximation = restored(record["kind"], groups["approximation"], layout)
+    shapes = record["input_shapes"]
+    return Posterior(
+        model,
+        approximation,
+        points=groups["points"],
+        state=groups["state"],
+        history=History(**groups["history"], **record["history"]),
+        settings=record["settings"],
+        input_shapes=None if shapes is None else [tuple(shape) for shape in shapes],
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {}
+    for name in ("bnn-toolkit", "torch", "pyro-ppl", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _tensors(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
+    approximation = posterior.approximation
+    kind, groups = approximation.kind, {"approximation": approximation.tensors()}
+    if isinstance(approximation, Guide):
+        values = posterior.draws(_GUIDE_DRAWS)
+        names = [site.name for site in posterior.model.sites().latents]
+        kind, groups = (
+            "draws",
+            {
+                "approximation": {name: values[name].unsqueeze(0) for name in names},
+                "guide": approximation.tensors(),
+            },
+        )
+    curves = {f.name: getattr(posterior.history, f.name) for f in fields(History)}
+    groups |= {
+        "points": posterior.points,
+        "state": posterior.state,
+        "history": {name: value for name, value in curves.items() if isinstance(value, Tensor)},
+    }
+    return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}, kind
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (path / _JSON).is_file() or not (path / _TENSORS).is_file():
+        raise FileNotFoundError(f"there is no posterior in {path}: it needs {_JSON} and {_TENSORS}")
+    try:
+        record = json.loads((path / _JSON).read_text(encoding="utf-8"))
+        schema = record["schema"]
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise ValueError(f"{path} was written by a newer bnn (schema {schema}, this one reads {SCHEMA}): upgrade")
+        for key, kind in (("kind", str), ("settings", dict), ("history", dict), ("input_shapes", list | None)):
+            if not isinstance(record[key], kind):
+                raise TypeError(f"{key} is of the wrong type")
+        tensors = load_file(path / _TENSORS)
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return record, tensors
+
+
+def _check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    theirs = {name: tuple(value.shape) for name, value in got.items()}
+    ours = {name: tuple(value.shape) for name, value in expected.items()}
+    if theirs != ours:
+        raise ValueError(f"the saved {what} do not fit this model: saved {theirs}, expected {ours}")
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a finished folder in its place; what was there is removed only once the new one stands."""
+    if place.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
+        os.replace(place, old / "old")
+        os.replace(new, place)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, place)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

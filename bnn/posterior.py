@@ -1,0 +1,196 @@
+"""The posterior: draws of every unknown, whatever method they came from, and what is done with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from bnn.approximation import Approximation, Values
+from bnn.data import Inputs, as_inputs, check_finite, input_leaves
+from bnn.forward import forward_over_draws
+from bnn.history import History
+from bnn.model import BNN
+from bnn.prediction import Prediction
+from bnn.random import isolated
+
+if TYPE_CHECKING:
+    import xarray
+
+#: Draws taken of a continuous posterior where nothing else is said.
+DEFAULT_DRAWS = 200
+
+
+class Posterior:
+    """What is known of a model's unknowns after seeing the data. It owns copies of all that it needs.
+
+    Args:
+        model: Copied.
+        approximation: The distribution over the latents.
+        points: ``{site: value}`` of the parameters that were learned without a prior.
+        state: Buffers and frozen parameters of the network, as they were at the end of the fit.
+        history: The course of the fit.
+        settings: What produced it, for the record: method, seed, versions. JSON.
+        input_shapes: The shapes of one row of each input seen in the fit, to explain a wrong input in words.
+    """
+
+    def __init__(
+        self,
+        model: BNN,
+        approximation: Approximation,
+        *,
+        points: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        history: History | None = None,
+        settings: Mapping[str, Any] | None = None,
+        input_shapes: list[tuple[int, ...]] | None = None,
+    ):
+        self.model = model.copy()
+        self.model.net.eval()  # no dropout and no batch statistics in predictions, whatever mode the net was left in
+        self.approximation = approximation
+        self.points = {name: value.detach().clone() for name, value in points.items()}
+        self.state = dict(state)
+        self.history = history or History()
+        self.settings = dict(settings or {})
+        self.input_shapes = input_shapes
+        self._names = [name for name, p in self.model.net.named_parameters() if p.requires_grad]
+
+    def __repr__(self) -> str:
+        shape = self.approximation.shape
+        size = "continuous" if shape is None else f"{shape[0]} chains x {shape[1]} draws"
+        return (
+            f"Posterior({self.settings.get('method', self.approximation.kind)}, {size}, {len(self._names)} parameters)"
+        )
+
+    @property
+    def num_draws(self) -> int | None:
+        """How many draws there are, over all chains; None where any number can be drawn."""
+        shape = self.approximation.shape
+        return None if shape is None else shape[0] * shape[1]
+
+    def draws(self, num: int | None = None, seed: int = 0) -> Values:
+        """Draws of every site, weights and likelihood parameters alike: ``{name: (num, *shape)}``.
+
+        Args:
+            num: How many; ``None``: all of a finite posterior, 200 of a continuous one.
+            seed: Of the draws; a finite posterior gives `num` evenly spaced ones instead. Draw i does not depend on
+                `num`.
+
+        Raises:
+            ValueError: More draws than a finite posterior has. They are not drawn twice.
+        """
+        have = self.num_draws
+        num = num if num is not None else (have if have is not None else DEFAULT_DRAWS)
+        if num < 1:
+            raise ValueError(f"the number of draws is at least 1, not {num}")
+        if have is not None and num > have:
+            raise ValueError(f"this posterior has {have} draws; {num} cannot be taken without repeating some")
+        with torch.no_grad(), isolated(seed, self.model.like.device), pyro.validation_enabled(False):
+            values = self.approximation.sample(num)
+            if all(name in values or name in self.points for name in self._names):
+                return values
+            weights = torch.func.vmap(lambda drawn: self.model.weights(drawn, self.points))(values)
+        return {**values, **{name: weights[name] for name in self._names if name not in self.points}}
+
+    def net(self, i: int, seed: int = 0) -> nn.Module:
+        """Draw i as a plain module, in evaluation mode; of a continuous posterior, draw i of ``draws(..., seed)``."""
+        have = self.num_draws
+        if i < 0 or (have is not None and i >= have):
+            raise IndexError(f"there is no draw {i}: this posterior has {have or 'draws 0, 1, ...'}")
+        drawn = {name: value[i] for name, value in self.draws(have or i + 1, seed).items()}
+        net = copy.deepcopy(self.model.net)
+        values = {**drawn, **self.points, **self.state}
+        with torch.no_grad():
+            for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+                if name in values:
+                    tensor.copy_(values[name])
+        return net
+
+    def predict(
+        self, x: Any, draws: int | Mapping[str, Tensor] | None = None, seed: int = 0, at_once: int | None = None
+    ) -> Prediction:
+        """The predictive distribution at x.
+
+        Args:
+            x: Inputs as in the fit: tensors or arrays, rows first, or a loader (targets that it gives are left out).
+            draws: How many, as in `draws`; or draws that were taken before.
+            seed: Of the draws.
+            at_once: Draws a call of the network; results do not depend on it.
+
+        Raises:
+            ValueError: Inputs that the network cannot take, or NaN and infinite values in them (with the rows).
+        """
+        values = draws if isinstance(draws, Mapping) else self.draws(draws, seed)
+        num = len(next(iter(values.values()))) if values else 1
+        weights = {name: values[name] for name in self._names if name in values}
+        shared = {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
+        with pyro.validation_enabled(False):
+            parts = [self._outputs(weights, shared, inputs, num, at_once) for inputs in self._batches(x)]
+        if not parts:
+            raise ValueError("x is empty: there is no row to predict")
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return Prediction(self.model.likelihood, outputs, self._likelihood_latents(values, num))
+
+    def _outputs(self, weights: Values, shared: Values, x: Inputs, num: int, at_once: int | None) -> Tensor:
+        for leaf in input_leaves(x):
+            check_finite(leaf, "x")
+        try:
+            return forward_over_draws(self.model, weights, shared, x, num, at_once)
+        except (RuntimeError, ValueError, IndexError) as error:
+            got = [tuple(leaf.shape[1:]) for leaf in input_leaves(x)]
+            if self.input_shapes is None or got == self.input_shapes:
+                raise
+            raise ValueError(
+                f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(self.input_shapes)}"
+            ) from error
+
+    def _batches(self, x: Any) -> Iterator[Inputs]:
+        like = self.model.like
+        if isinstance(x, Tensor | np.ndarray | tuple | list | Mapping) or not isinstance(x, Iterable):
+            inputs = as_inputs(x, like)
+            if len(input_leaves(inputs)[0]):
+                yield inputs
+            return
+        for item in x:
+            if isinstance(item, tuple | list):
+                item = item[0] if len(item) <= 2 else tuple(item[:-1])
+            yield as_inputs(item, like)
+
+    def _likelihood_latents(self, values: Mapping[str, Tensor], num: int) -> Values:
+        """The likelihood's unknowns under each draw, fixed and learned ones repeated."""
+        like = self.model.like
+        points = {name: value for name, value in self.points.items() if name not in self._names}
+        own = {name: v for name, v in values.items() if name.startswith("likelihood.")}
+        program = pyro.poutine.substitute(self.model.likelihood.latents, data=points)
+        with torch.no_grad(), isolated(0, like.device), pyro.validation_enabled(False):
+            fixed = pyro.poutine.condition(program, data={name: v[0] for name, v in own.items()})(like)
+        return {name: own[name] if name in own else v.detach().expand(num, *v.shape) for name, v in fixed.items()}
+
+    def to_arviz(self, x: Any = None, y: Any = None, **options: Any) -> xarray.DataTree:
+        """The posterior in ArviZ's schema; see `bnn.analysis.to_arviz`."""
+        from bnn.analysis import to_arviz
+
+        return to_arviz(self, x, y, **options)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a folder of tensors and JSON (nothing executable); see `bnn.files.save`."""
+        from bnn.files import save
+
+        return save(self, path, overwrite=overwrite)
+
+
+def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
+    """Read a posterior back; see `bnn.files.load`."""
+    from bnn.files import load as load_files
+
+    return load_files(path, model, method=method)
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(shapes)

@@ -1,0 +1,191 @@
+"""The predictive distribution: a mixture over draws, kept as the likelihood's parameters under each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from bnn.data import as_tensor, check_finite
+from bnn.distributions import base
+from bnn.likelihoods import Likelihood
+from bnn.random import isolated
+
+_BISECTIONS = 40  # halves the bracket to 1e-12 of its width
+_CHUNK = 4_000_000  # numbers at a time where a computation goes over draws, rows and levels
+
+
+class Decomposition(NamedTuple):
+    """A measure of uncertainty, and what it is made of."""
+
+    #: Of the predictive distribution.
+    total: Tensor
+    #: From not knowing the weights; more data make it smaller.
+    epistemic: Tensor
+    #: From the noise in y; more data do not.
+    aleatoric: Tensor
+
+
+class Prediction:
+    """p(y | x, data) at n inputs: the equal mixture of the likelihood over s draws of the unknowns.
+
+    Every field is exact for that mixture; nothing is replaced by one Gaussian. A field that does not apply raises
+    `AttributeError` and names the likelihood.
+
+    Args:
+        likelihood: The family of y.
+        outputs: ``(s, n)`` or ``(s, n, k)``, the network's outputs under each draw.
+        latents: The likelihood's own unknowns, ``{name: (s, *shape)}``.
+    """
+
+    def __init__(self, likelihood: Likelihood, outputs: Tensor, latents: Mapping[str, Tensor]):
+        self.likelihood, self.outputs, self.latents = likelihood, outputs, dict(latents)
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.likelihood!r}, draws={self.num_draws}, rows={self.num_rows})"
+
+    @property
+    def num_draws(self) -> int:
+        """S, the number of draws."""
+        return self.outputs.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """N, the number of inputs."""
+        return self.outputs.shape[1]
+
+    def distribution(self, rows: slice = slice(None), draws: Any = slice(None)) -> TorchDistributionMixin:
+        """The likelihood under each draw at some rows, draws stacked as rows: batch shape ``(s * n,)``."""
+        outputs = self.outputs[draws][:, rows]
+        s, n = outputs.shape[:2]
+        per_row = {}
+        for name, value in self.latents.items():
+            value = value[draws]
+            ones = (1,) * max(outputs.dim() - 1 - value.dim(), 0)
+            value = value.reshape(s, 1, *ones, *value.shape[1:])
+            per_row[name] = value.expand(s, n, *value.shape[2:]).flatten(0, 1)
+        return self.likelihood.distribution(outputs.flatten(0, 1), per_row)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """E[y]: ``(n,)`` or ``(n, k)``, in the units of y."""
+        self._needs("mean")
+        return self._over_draws(self.distribution().mean).mean(0)
+
+    @cached_property
+    def variance(self) -> Decomposition:
+        """Var[y], in squared units of y: variance over draws of the mean, plus mean over draws of the noise variance.
+
+        The law of total variance; each part has the shape of `mean`.
+        """
+        self._needs("variance")
+        fn = self.distribution()
+        epistemic = self._over_draws(fn.mean).var(0, correction=0)
+        aleatoric = self._over_draws(fn.variance).mean(0)
+        return Decomposition(epistemic + aleatoric, epistemic, aleatoric)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of y, noise included, in the units of y; the shape of `mean`."""
+        return self.variance.total.sqrt()
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """Class probabilities ``(n, k)``; for Bernoulli, P(y = 1) in the shape of y."""
+        self._needs("probs")
+        return self._over_draws(base(self.distribution()).probs).mean(0)  # type: ignore[attr-defined]
+
+    @cached_property
+    def entropy(self) -> Decomposition:
+        """Entropy of the predicted label, in nats; epistemic is the mutual information of label and weights.
+
+        Houlsby et al. (2011), arXiv:1112.5745. Shape ``(n,)``; for Bernoulli the shape of y, each label by itself.
+        """
+        self._needs("entropy")
+        aleatoric = self._over_draws(base(self.distribution()).entropy()).mean(0)
+        family = type(base(self.distribution()))
+        total = family(probs=self.probs).entropy()  # type: ignore[call-arg]
+        return Decomposition(total, (total - aleatoric).clamp(min=0), aleatoric)
+
+    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
+        """Quantiles of y: the shape of `mean`, with a leading dimension if `q` has one.
+
+        Those of the mixture itself: its distribution function is inverted by bisection, between the smallest and the
+        largest quantile among the draws.
+        """
+        self._needs("quantile")
+        levels = torch.as_tensor(q, dtype=self.outputs.dtype, device=self.outputs.device)
+        if bool(((levels <= 0) | (levels >= 1)).any()):
+            raise ValueError(f"quantile levels lie strictly between 0 and 1, not {q}")
+        step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
+        return torch.stack(
+            [
+                torch.cat([self._quantile(level, slice(i, i + step)) for i in range(0, self.num_rows, step)])
+                for level in levels.reshape(-1)
+            ]
+        ).reshape(*levels.shape, *self.outputs.shape[1:])
+
+    def _quantile(self, level: Tensor, rows: slice) -> Tensor:
+        fn = base(self.distribution(rows))
+        shape = (self.num_draws, -1, *self.outputs.shape[2:])
+        ends = fn.icdf(level).reshape(shape)
+        low, high = ends.min(0).values, ends.max(0).values
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            below = fn.cdf(middle.expand(shape[0], *middle.shape).flatten(0, 1)).reshape(shape).mean(0) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (low + high) / 2
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """The equal-tailed interval that holds y with this probability: lower and upper ends, shaped as `mean`."""
+        if not 0 < level < 1:
+            raise ValueError(f"an interval's level lies strictly between 0 and 1, not {level}")
+        low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
+        return low, high
+
+    def sample(self, num: int, seed: int = 0) -> Tensor:
+        """Draws of y, ``(num, n)`` or ``(num, n, k)``: each from one draw of the weights for all rows, so they are joint.
+
+        With `num` up to s every draw of the weights is used at most once.
+        """
+        if num < 1:
+            raise ValueError(f"sample draws at least once, not {num} times")
+        s, device = self.num_draws, self.outputs.device
+        with isolated(seed, device):
+            chosen = torch.cat([torch.randperm(s, device=device) for _ in range(-(-num // s))])[:num]
+            drawn = self.distribution(draws=chosen).sample()
+        return drawn.reshape(num, self.num_rows, *drawn.shape[1:])
+
+    def log_prob(self, y: Any) -> Tensor:
+        """log p(y | x, data) for each row, ``(n,)``, summed over outputs: the log of the mean density over draws."""
+        return self.log_prob_draws(y).logsumexp(0) - math.log(self.num_draws)
+
+    def log_prob_draws(self, y: Any) -> Tensor:
+        """log p(y | x, draw) for each draw and row, ``(s, n)``: unscaled, one datum each."""
+        y = self._targets(y)
+        step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
+        parts = []
+        for start in range(0, self.num_rows, step):
+            rows = slice(start, start + step)
+            part = y[rows].expand(self.num_draws, *y[rows].shape).flatten(0, 1)
+            parts.append(self.distribution(rows).log_prob(part).reshape(self.num_draws, -1))
+        return torch.cat(parts, dim=1)
+
+    def _targets(self, y: Any) -> Tensor:
+        y = self.likelihood.convert(as_tensor(y, "y", self.outputs), self.outputs.dtype)
+        check_finite(y, "y")
+        self.likelihood.check(self.outputs[0], y)
+        return y
+
+    def _over_draws(self, value: Tensor) -> Tensor:
+        return value.reshape(self.num_draws, self.num_rows, *value.shape[1:])
+
+    def _needs(self, field: str) -> None:
+        if field not in self.likelihood.fields:
+            have = ", ".join(sorted(self.likelihood.fields | {"log_prob", "sample"}))
+            raise AttributeError(f"a prediction under {type(self.likelihood).__name__} has no {field}: it has {have}")
