@@ -1,0 +1,106 @@
+"""Inference: every method behind one argument, all on the same Pyro model.
+
+A new method is one file with a frozen dataclass (`bnn.inference.base.Method`) and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+
+from bnn.capture import Backend
+from bnn.data import Data
+from bnn.inference.base import GradientMethod, Method, Run
+from bnn.inference.loop import NonFiniteLossError, Progress
+from bnn.inference.map import MAP
+from bnn.inference.mean_field import MeanField
+from bnn.inference.objective import Objective
+from bnn.inference.variational import Variational
+from bnn.model import BNN
+from bnn.posterior import Posterior
+from bnn.random import fresh_seed
+
+#: The names that ``bnn.fit(method=...)`` takes, and what each stands for.
+METHODS: dict[str, Callable[[], Method]] = {
+    "map": MAP,
+    "mean_field": MeanField,
+}
+
+__all__ = [
+    "MAP",
+    "METHODS",
+    "GradientMethod",
+    "MeanField",
+    "Method",
+    "NonFiniteLossError",
+    "Objective",
+    "Progress",
+    "Variational",
+    "fit",
+]
+
+
+def fit(
+    model: BNN,
+    data: Data,
+    method: str | Method = "mean_field",
+    *,
+    seed: int | None = 0,
+    validation: Any = None,
+    weight: Any = None,
+    n_data: int | None = None,
+    device: str | torch.device = "auto",
+    compile: Backend = "auto",
+    progress: bool = True,
+    callbacks: Sequence[Callable[[Progress], Any]] = (),
+) -> Posterior:
+    """Infer a model's unknowns from data.
+
+    What changes the answer is a setting of the method; what does not is a keyword here. The user's network, its mode and
+    its buffers, the random state, Pyro's parameter store and the default dtype are afterwards as they were.
+
+    Args:
+        model: Network, prior and likelihood.
+        data: ``(x, y)`` of tensors or arrays (rows first), a torch Dataset, or a DataLoader. Floating values take the
+            network's dtype; x may be a tuple (several inputs) or a dict (keyword inputs).
+        method: A name in `METHODS`, or a method with settings such as ``bnn.MeanField(epochs=200, lr=1e-2)``.
+        seed: Of everything random; ``None`` takes a fresh one (it is kept in ``posterior.settings``).
+        validation: ``(x, y)`` held out, on which the log-density is computed each epoch; see `patience`.
+        weight: ``(n,)``, sample weights: each row counts as this many.
+        n_data: N, where a loader does not tell.
+        device: Where to compute; ``"auto"``: where the network is.
+        compile: ``"eager"`` (through Pyro at every step), ``"graph"`` (captured), ``"inductor"`` (captured and
+            compiled), or ``"auto"``: graph or inductor, decided before the first step from counts.
+            ``posterior.history.backend`` says what ran.
+        progress: Show a progress bar.
+        callbacks: Called after each epoch with a `Progress`; returning True stops the fit.
+
+    Raises:
+        ValueError: Data that do not fit the model, and unknown names, in words.
+        NonFiniteLossError: The loss became NaN or infinite.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+        method = METHODS[method]()
+    if not isinstance(method, Method):
+        raise TypeError(f"method is a name or a method of bnn.inference, not {method!r}")
+    if not isinstance(model, BNN):
+        raise TypeError(f"model is a bnn.BNN, not {type(model).__name__}")
+    if device != "auto" and torch.device(device) != model.like.device:
+        model = model.copy()
+        model.net.to(device)
+    run = Run(
+        seed=fresh_seed() if seed is None else seed,
+        validation=validation,
+        weight=weight,
+        n_data=n_data,
+        compile=compile,
+        progress=progress,
+        callbacks=tuple(callbacks),
+    )
+    with pyro.get_param_store().scope():
+        return method.fit(model, data, run)

@@ -1,0 +1,129 @@
+"""Prior terms of a training loss, over flat vectors: in closed form where there is one, else at the draw.
+
+The priors are read off the Pyro trace. Neighbouring sites of one family are taken together: one operation on a long
+vector in the place of one a site.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import identity_transform
+
+from bnn.distributions import GAUSSIAN_CROSS_ENTROPY, CrossEntropy, base, loc_and_scale
+from bnn.layout import Layout
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring sites of the flat vector whose prior terms are computed together."""
+
+    sites: list[int]
+    size: int
+    #: The closed form, with the prior's location and scale (scalars or flat); None: at the draw.
+    closed: tuple[CrossEntropy, Tensor, Tensor] | None
+
+
+def runs(layout: Layout, trace: poutine.Trace) -> list[Run]:
+    """The sites of a layout, in order, grouped into runs."""
+    fns: list[Distribution] = [trace.nodes[name]["fn"] for name in layout.names]
+
+    def kind(site: int) -> type[Distribution] | None:
+        family = type(base(fns[site]))
+        real = layout.transforms[site] is identity_transform
+        return family if real and family in GAUSSIAN_CROSS_ENTROPY else None
+
+    found = []
+    for family, members in groupby(range(len(fns)), key=kind):
+        sites = list(members)
+        closed = None
+        if family is not None:
+            pairs = [loc_and_scale(fns[i]) for i in sites]
+            shapes = [layout.free_shapes[i] for i in sites]
+            locs, scales = ([pair[k] for pair in pairs] for k in (0, 1))
+            closed = (GAUSSIAN_CROSS_ENTROPY[family], _joined(locs, shapes), _joined(scales, shapes))
+        found.append(Run(sites, sum(layout.sizes[i] for i in sites), closed))
+    return found
+
+
+def _joined(values: list[Tensor], shapes: list[torch.Size]) -> Tensor:
+    """One scalar that all sites share (the same tensor), or a flat vector over all of them."""
+    first = values[0]
+    if first.dim() == 0 and all(value is first for value in values):
+        return first
+    return torch.cat([value.expand(shape).reshape(-1) for value, shape in zip(values, shapes, strict=True)])
+
+
+def kl_divergence(layout: Layout, trace: poutine.Trace, loc: Tensor, log_scale: Tensor, draw: Tensor) -> Tensor:
+    """KL(q || p) of independent Gaussians q = Normal(loc, exp(log_scale)) over the unconstrained numbers.
+
+    Closed form for the families that have one, given the hyper-parameters drawn; ``log q(draw) - log p(draw)`` for the
+    others, with the Jacobian of constrained sites. This is what Pyro's ``TraceMeanField_ELBO`` computes.
+
+    Args:
+        layout: Of the latent sites.
+        trace: Of the model, at the values that `draw` stands for.
+        loc: ``(D,)``.
+        log_scale: ``(D,)``.
+        draw: ``(D,)``.
+
+    Returns:
+        A scalar, summed over all sites.
+    """
+    scale = log_scale.exp()
+    found = runs(layout, trace)
+    pieces = zip(found, *(_split(vector, found) for vector in (loc, log_scale, scale, draw)), strict=True)
+    total = loc.new_zeros(())
+    for run, m, log_s, s, z in pieces:
+        if run.closed is not None:
+            cross_entropy, prior_loc, prior_scale = run.closed
+            total = total + cross_entropy(m, s, prior_loc, prior_scale) - log_s.sum()
+            total = total - 0.5 * (1 + math.log(2 * math.pi)) * run.size
+        else:
+            standard = (z - m) / s
+            log_q = -0.5 * (standard * standard).sum() - log_s.sum() - 0.5 * math.log(2 * math.pi) * run.size
+            total = total + log_q - _log_prior(layout, trace, run, z)
+    return total
+
+
+def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> Tensor:
+    """-log p of all latents at one point, as a density over their own (constrained) values: a scalar.
+
+    No Jacobian: the mode is that of a noise scale, not of its logarithm.
+    """
+    found = runs(layout, trace)
+    total = vector.new_zeros(())
+    for run, z in zip(found, _split(vector, found), strict=True):
+        if run.closed is not None:
+            cross_entropy, prior_loc, prior_scale = run.closed
+            total = total + cross_entropy(z, None, prior_loc, prior_scale)
+        else:
+            total = total - sum(_site_log_prob(trace, layout.names[i]) for i in run.sites)
+    return total
+
+
+def _split(vector: Tensor, found: list[Run]) -> list[Tensor]:
+    return [vector] if len(found) == 1 else list(vector.split([run.size for run in found]))
+
+
+def _log_prior(layout: Layout, trace: poutine.Trace, run: Run, z: Tensor) -> Tensor:
+    """log p of a run's sites as a density over the unconstrained numbers."""
+    total = z.new_zeros(())
+    for i, free in zip(run.sites, z.split([layout.sizes[i] for i in run.sites]), strict=True):
+        total = total + _site_log_prob(trace, layout.names[i])
+        transform = layout.transforms[i]
+        if transform is not identity_transform:
+            free = free.view(layout.free_shapes[i])
+            total = total + transform.log_abs_det_jacobian(free, transform(free)).sum()
+    return total
+
+
+def _site_log_prob(trace: poutine.Trace, name: str) -> Tensor:
+    node = trace.nodes[name]
+    return node["fn"].log_prob(node["value"]).sum()

@@ -1,0 +1,243 @@
+"""The one training loop of all methods that optimise."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnn.data import Batch, Data, Source, as_source, input_leaves
+from bnn.history import History
+from bnn.inference.base import GradientMethod, Run
+from bnn.inference.objective import Objective
+from bnn.model import BNN
+from bnn.posterior import Posterior
+from bnn.random import isolated
+
+#: Draws with which the held-out log-density of an epoch is estimated.
+_VALIDATION_DRAWS = 20
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and what to try."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is given after each epoch. Returning True stops the fit."""
+
+    epoch: int
+    epochs: int
+    step: int
+    #: Means over the epoch, per datum.
+    loss: float
+    nll: float
+    kl: float
+    #: Held-out log-density per row, where there is a validation set.
+    validation: float | None
+    objective: Objective
+
+
+def optimise(method: GradientMethod, model: BNN, data: Data, run: Run) -> Posterior:
+    """Minimise a method's loss on the data, and give back the posterior at the end; see `bnn.fit`."""
+    started = time.perf_counter()
+    source = as_source(data, model.likelihood, model.like, method.batch_size, n_data=run.n_data, weight=run.weight)
+    validation = _validation(run.validation, model)
+    with isolated(run.seed, model.like.device):
+        objective = method.objective(model, source.n, run.compile)
+        fit = _Fit(method, objective, source, validation, run)
+        fit.run_epochs()
+    history = fit.history
+    history.seconds = time.perf_counter() - started
+    history.backend = " + ".join(dict.fromkeys(objective.backends))
+    history.notes = list(objective.notes)
+    posterior = objective.posterior(fit.answer())
+    posterior.history = history
+    posterior.settings = {**method.settings(), "seed": run.seed, "n_data": source.n, "compile": history.backend}
+    posterior.input_shapes = fit.input_shapes
+    return posterior
+
+
+class _Fit:
+    """One run of the loop: optimiser, averages, the best so far, and the record."""
+
+    def __init__(
+        self,
+        method: GradientMethod,
+        objective: Objective,
+        source: Source,
+        validation: Batch | None,
+        run: Run,
+    ):
+        self.method, self.objective, self.source, self.validation, self.run = method, objective, source, validation, run
+        self.params = list(objective.parameters())
+        self.optimizer = _optimizer(method, self.params)
+        self.history = History()
+        self.stats: list[Tensor] = []
+        self.best: tuple[float, int, list[Tensor], dict[str, Tensor]] | None = None
+        self.averaged: list[Tensor] | None = None
+        self.averaged_steps = 0
+        self.input_shapes: list[tuple[int, ...]] | None = None
+        self._prepare()
+        self.scheduler = None if method.schedule is None else method.schedule(self.optimizer, self.total_steps)
+
+    def _prepare(self) -> None:
+        """Capture for every batch size that will come, before the first step: backends follow from counts alone."""
+        # One batch, without moving the random state that the epochs start from.
+        with isolated(device=self.objective.model.like.device):
+            first = next(self.source.batches())
+            self.input_shapes = [tuple(leaf.shape[1:]) for leaf in input_leaves(first.x)]
+        sizes = self.source.sizes
+        if sizes is None:
+            rows = len(first.y)
+            sizes = {rows: max(1, self.source.n // rows)}
+        batches = sum(sizes.values())
+        self.total_steps = self.method.epochs * math.ceil(batches / self.method.accumulate)
+        for size, times in sizes.items():
+            part = Batch.rebuild(first.structure, [leaf[:size] for leaf in first.leaves])
+            self.objective.prepare(part, calls=times * self.method.epochs)
+
+    def run_epochs(self) -> None:
+        """All epochs; fewer if early stopping, a callback or Ctrl-C ends the fit."""
+        from tqdm.auto import tqdm
+
+        epochs = self.method.epochs
+        with tqdm(total=epochs, disable=not self.run.progress, unit="epoch", leave=False) as bar:
+            for epoch in range(1, epochs + 1):
+                try:
+                    steps = self._epoch()
+                except KeyboardInterrupt:
+                    self.history.interrupted = True
+                    self._record(epoch - 1)
+                    return
+                progress = self._record(epoch, steps)
+                bar.update()
+                bar.set_postfix(loss=f"{progress.loss:.4g}", nll=f"{progress.nll:.4g}", kl=f"{progress.kl:.4g}")
+                stopped = [callback(progress) is True for callback in self.run.callbacks]
+                if any(stopped) or self._patience_is_over(epoch):
+                    return
+
+    def _epoch(self) -> int:
+        steps = 0
+        batches = self.source.batches()
+        while group := list(_take(batches, self.method.accumulate)):
+            self._step(group)
+            steps += 1
+        return steps
+
+    def _step(self, group: list[Batch]) -> None:
+        def closure() -> Tensor:
+            results = [self.objective.gradients(batch) for batch in group]
+            stats = results[0][1]
+            if len(results) > 1:
+                stats = torch.stack([s for _, s in results]).mean(0)
+            for i, param in enumerate(self.params):
+                param.grad = results[0][0][i] if len(results) == 1 else _mean([g[i] for g, _ in results])
+            if self.method.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.params, self.method.clip_norm)
+            if not seen:
+                seen.append(stats)
+            return stats[0]
+
+        # One closure for all optimisers: those that look for a step along a line (LBFGS) call it several times.
+        seen: list[Tensor] = []
+        self.optimizer.step(closure)
+        self.stats.append(seen[0])
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if len(self.stats) > (1 - self.method.average) * self.total_steps:
+            self._average()
+
+    def _average(self) -> None:
+        now = [p.detach() for p in self.params]
+        self.averaged_steps += 1
+        if self.averaged is None:
+            self.averaged = [p.clone() for p in now]
+        else:
+            torch._foreach_lerp_(self.averaged, now, 1 / self.averaged_steps)
+
+    def _record(self, epoch: int, steps: int = 0) -> Progress:
+        """Write down an epoch; raise if its loss is not finite."""
+        history = self.history
+        table = torch.stack(self.stats).cpu() if self.stats else torch.zeros(0, 3)
+        history.loss, history.nll, history.kl = (column.clone() for column in table.unbind(1))
+        history.epochs, history.steps_per_epoch = epoch, steps or history.steps_per_epoch
+        finite = history.loss.isfinite()
+        if not bool(finite.all()):
+            step = int((~finite).nonzero()[0])
+            raise NonFiniteLossError(
+                f"the loss is {history.loss[step].item()} at step {step + 1} (epoch {step // max(1, steps) + 1}; nll "
+                f"{history.nll[step].item():.4g}, kl {history.kl[step].item():.4g}): try a smaller lr (it is "
+                f"{self.method.lr}), clip_norm=1.0, or inputs and targets scaled to unit variance"
+            )
+        score = self._validate(epoch) if steps else None
+        last = table[-max(1, steps) :].mean(0).tolist() if len(table) else [math.nan] * 3
+        return Progress(epoch, self.method.epochs, len(table), *last, score, self.objective)
+
+    def _validate(self, epoch: int) -> float | None:
+        if self.validation is None:
+            return None
+        posterior = self.objective.posterior()
+        draws = posterior.draws(None if posterior.num_draws else _VALIDATION_DRAWS)
+        score = float(posterior.predict(self.validation.x, draws).log_prob(self.validation.y).mean())
+        self.history.validation = torch.cat([self.history.validation, torch.tensor([score])])
+        self.history.validation_epochs.append(epoch)
+        if self.best is None or score > self.best[0]:
+            params = [p.detach().clone() for p in self.params]
+            self.best = (score, epoch, params, {name: t.clone() for name, t in self.objective.state.items()})
+        return score
+
+    def _patience_is_over(self, epoch: int) -> bool:
+        return (
+            self.method.patience is not None and self.best is not None and epoch - self.best[1] >= self.method.patience
+        )
+
+    def answer(self) -> dict[str, Tensor]:
+        """The parameters to keep: the best on held-out rows if early stopping watched them, the average, or the last."""
+        chosen = [p.detach() for p in self.params]
+        if self.method.patience is not None and self.best is not None:
+            chosen, self.objective.state = self.best[2], self.best[3]
+        elif self.averaged is not None and self.method.average > 0:
+            chosen = self.averaged
+        names = [name for name, _ in self.objective.named_parameters()]
+        return dict(zip(names, chosen, strict=True))
+
+
+def _optimizer(method: GradientMethod, params: list[Any]) -> torch.optim.Optimizer:
+    """The method's optimiser, fused where torch has a fused form of it: same result, one call for all parameters."""
+    target = getattr(method.optimizer, "func", method.optimizer)
+    given = getattr(method.optimizer, "keywords", {})
+    options: dict[str, Any] = {"lr": method.lr}
+    exclusive = {"fused", "foreach", "capturable", "differentiable"} & set(given)
+    if (
+        not exclusive
+        and "fused" in inspect.signature(target).parameters
+        and target.__module__.startswith("torch.optim")
+    ):
+        options["fused"] = True
+    return method.optimizer(params, **options)
+
+
+def _validation(validation: Any, model: BNN) -> Batch | None:
+    if validation is None:
+        return None
+    source = as_source(validation, model.likelihood, model.like, None)
+    batches = list(source.batches())
+    if len(batches) != 1:
+        raise TypeError("validation is (x, y): arrays, or a Dataset that fits in memory")
+    return batches[0]
+
+
+def _take(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    for _, batch in zip(range(count), batches, strict=False):
+        yield batch
+
+
+def _mean(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).mean(0)

@@ -1,0 +1,63 @@
+"""Maximum a posteriori: the mode, which is what penalised training finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bnn.approximation import Approximation, Draws
+from bnn.capture import Backend
+from bnn.data import Batch
+from bnn.inference.base import GradientMethod
+from bnn.inference.divergence import negative_log_prior
+from bnn.inference.objective import Objective, Params, Terms
+from bnn.model import BNN
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAP(GradientMethod):
+    """The weights of largest posterior density: ``argmin -log p(y | w) - log p(w)``.
+
+    With a Gaussian prior this is training with L2 weight decay, with a Laplace prior with an L1 penalty
+    (`bnn.priors`). Every latent is taken in its own coordinates: the mode of a noise scale, not of its logarithm.
+
+    Raises (from `fit`):
+        ValueError: A prior with a learned scale. The joint density of weights and scale has no useful mode: it grows
+            without bound as all weights and the scale go to zero together (MacKay, Neural Computation 11, 1999).
+    """
+
+    def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
+        """The loss; see `GradientMethod.loss`."""
+        groups = model.learned_prior_scales()
+        if groups:
+            raise ValueError(
+                f"MAP cannot be used with a learned prior scale (in {', '.join(groups)}): the joint density of weights "
+                "and scale grows without bound as both shrink to zero. Give the prior a fixed scale, or use mean_field"
+            )
+        return MAPLoss(self, model, n_data, backend)
+
+
+class MAPLoss(Objective):
+    """(negative log-likelihood + temperature * negative log prior) / N at one point."""
+
+    def __init__(self, method: MAP, model: BNN, n_data: int, backend: Backend):
+        self._method = method
+        super().__init__(model, n_data, method.temperature, backend)
+
+    def initial(self) -> dict[str, Tensor]:
+        """One flat vector."""
+        return {"theta": self._method.start(self.model, self.latents)} if self.latents.size else {}
+
+    def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
+        """The density at theta; `kl` is the negative log prior."""
+        theta = params["theta"] if self.latents.size else self.temperature.new_zeros(0)
+        nll, trace = self.data_nll(self.latents.unflatten(theta), points, batch, state)
+        return Terms(nll, negative_log_prior(self.latents, trace, theta))
+
+    def approximation(self, params: Params) -> Approximation:
+        """A single draw."""
+        if not self.latents.size:
+            return Draws({})
+        values = self.latents.unflatten(params["theta"])
+        return Draws({name: value[None, None] for name, value in values.items()})

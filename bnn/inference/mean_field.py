@@ -1,0 +1,171 @@
+"""Mean-field variational inference: an independent Gaussian for every unconstrained number."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bnn.approximation import Approximation, Gaussian
+from bnn.capture import Backend
+from bnn.data import Batch
+from bnn.inference.base import GradientMethod
+from bnn.inference.divergence import kl_divergence, runs
+from bnn.inference.local import LayerNoise, LayerUses
+from bnn.inference.objective import Objective, Params, Terms
+from bnn.model import BNN
+from bnn.priors import fan_in
+from bnn.random import isolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanField(GradientMethod):
+    """Variational inference with independent Gaussians, by reparameterised gradients (Bayes by Backprop).
+
+    Minimises ``E_q[-log p(y | w)] + T KL(q || p)``, q = Normal(loc, exp(log_scale)) over the unconstrained numbers. The
+    divergence is in closed form wherever one is known (`bnn.inference.divergence`). Blundell et al. (2015),
+    arXiv:1505.05424; Kingma and Welling (2014), arXiv:1312.6114.
+
+    Args:
+        draws: Weight draws a step, over which the likelihood term is averaged.
+        estimator: How noise enters linear and convolutional layers. ``"weights"``: one draw of the weights for all rows.
+            ``"local"``: local reparameterisation, independent Gaussian activations a row (Kingma et al. 2015,
+            arXiv:1506.02557). ``"flipout"``: one draw with pseudo-independent signs a row (Wen et al. 2018,
+            arXiv:1803.04386). Both leave the loss as it is in expectation and lower the variance of its gradient;
+            parameters that they do not reach are drawn ordinarily, and the history says which.
+        init_scale: Standard deviation that q starts from, for a weight divided by sqrt(fan-in).
+    """
+
+    draws: int = 1
+    estimator: Literal["weights", "local", "flipout"] = "weights"
+    init_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        """See `GradientMethod`."""
+        super().__post_init__()
+        if self.draws < 1:
+            raise ValueError(f"draws is at least 1, not {self.draws}")
+        if not self.init_scale > 0:
+            raise ValueError(f"init_scale is positive, not {self.init_scale}")
+        if self.estimator not in ("weights", "local", "flipout"):
+            raise ValueError(f"estimator is 'weights', 'local' or 'flipout', not {self.estimator!r}")
+
+    def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
+        """The loss; see `GradientMethod.loss`."""
+        return MeanFieldLoss(self, model, n_data, backend)
+
+
+class _Parts(NamedTuple):
+    """What all draws of a step have in common."""
+
+    loc: Tensor
+    log_scale: Tensor
+    scale: Tensor
+    points: Params
+
+
+class MeanFieldLoss(Objective):
+    """The negative evidence lower bound per datum."""
+
+    def __init__(self, method: MeanField, model: BNN, n_data: int, backend: Backend):
+        self._method = method
+        super().__init__(model, n_data, method.temperature, backend)
+        if not self.latents.size:
+            raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
+        # vmap has no rule for the fused kernels of LSTM, GRU and RNN: their draws are taken one after the other.
+        self._unrolled = any(isinstance(module, nn.RNNBase) for module in self.model.net.modules())
+        self._reached: set[str] | None = None
+
+    def initial(self) -> dict[str, Tensor]:
+        """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
+        loc = self._method.start(self.model, self.latents)
+        own = {name for name, _ in self.model.net.named_parameters()}
+        inputs = [fan_in(site.value.shape) if site.name in own else 1 for site in self.latents.sites]
+        log_scale = torch.cat(
+            [
+                loc.new_full((size,), math.log(self._method.init_scale / math.sqrt(count)))
+                for size, count in zip(self.latents.sizes, inputs, strict=True)
+            ]
+        )
+        return {"loc": loc, "log_scale": log_scale}
+
+    def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
+        """The likelihood term averaged over the draws, and the divergence."""
+        parts = _Parts(params["loc"], params["log_scale"], params["log_scale"].exp(), points)
+        in_layers = self._method.estimator != "weights"
+        if in_layers and self._reached is None:
+            self._reached = self._find_reached(parts, batch, state)
+        draws = self._method.draws
+        noise = None if in_layers else [torch.randn_like(parts.loc) for _ in range(draws)]
+        if draws == 1:
+            return self._one(parts, noise and noise[0], batch, state)
+
+        def one(eps: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            buffers = dict(buffers)
+            terms = self._one(parts, None if in_layers else eps, batch, buffers)
+            return terms.nll, terms.kl, buffers
+
+        # Buffers that a draw changes (batch statistics) get a draw dimension, and their mean afterwards.
+        stacked = parts.loc.new_empty(draws, 0) if noise is None else torch.stack(noise)
+        many = {name: t.expand(draws, *t.shape).clone() for name, t in state.items()}
+        if self._unrolled:
+            nll, kl, moved = _stack([one(stacked[i], {name: t[i] for name, t in many.items()}) for i in range(draws)])
+        else:
+            nll, kl, moved = torch.func.vmap(one, randomness="different")(stacked, many)
+        for name, value in moved.items():
+            state[name].copy_(value.mean(0) if value.is_floating_point() else value[0])
+        return Terms(nll.mean(), kl.mean())
+
+    def _one(self, parts: _Parts, noise: Tensor | None, batch: Batch, state: dict[str, Tensor]) -> Terms:
+        """The terms at one draw of the weights (or, for noise in the layers, at one draw of the activations)."""
+        draw = self._draw(parts) if noise is None else parts.loc + parts.scale * noise
+        values = self.latents.unflatten(draw)
+        with self._layer_noise(parts, values):
+            nll, trace = self.data_nll(values, parts.points, batch, state)
+        return Terms(nll, kl_divergence(self.latents, trace, parts.loc, parts.log_scale, draw))
+
+    def _draw(self, parts: _Parts) -> Tensor:
+        """Noise for the sites that get none in a layer, the mean for the others."""
+        pieces = zip(self.latents.names, *(v.split(self.latents.sizes) for v in (parts.loc, parts.scale)), strict=True)
+        return torch.cat([m if name in self._reached else m + s * torch.randn_like(m) for name, m, s in pieces])
+
+    def _layer_noise(self, parts: _Parts, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
+        if self._method.estimator == "weights":
+            return nullcontext()
+        locs, scales = (self.latents.free(vector) for vector in (parts.loc, parts.scale))
+        moments = {
+            id(values[name]): (m, s)
+            for name, m, s in zip(self.latents.names, locs, scales, strict=True)
+            if name in self._reached
+        }
+        return LayerNoise(moments, self._method.estimator)
+
+    def _find_reached(self, parts: _Parts, batch: Batch, state: dict[str, Tensor]) -> set[str]:
+        """The weights that the estimator reaches: used in one layer only, their divergence in closed form."""
+        values = self.latents.unflatten(parts.loc)
+        state = {name: value.clone() for name, value in state.items()}
+        with torch.no_grad(), isolated(device=parts.loc.device), LayerUses(values) as uses:
+            _, trace = self.data_nll(values, parts.points, batch, state)
+        closed = {self.latents.names[i] for run in runs(self.latents, trace) if run.closed for i in run.sites}
+        reached = closed & set(uses.reached)
+        weights = {name for name, _ in self.model.net.named_parameters()} & set(self.latents.names)
+        if weights - reached:
+            note = f"{self._method.estimator} noise does not reach {sorted(weights - reached)}: drawn as weights"
+            self.notes.append(note)
+            warnings.warn(note, stacklevel=2)
+        return reached
+
+    def approximation(self, params: Params) -> Approximation:
+        """The Gaussian itself."""
+        return Gaussian(self.latents, params["loc"], params["log_scale"])
+
+
+def _stack(results: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What vmap would give of the same results."""
+    nll, kl = (torch.stack([result[i] for result in results]) for i in (0, 1))  # type: ignore[misc]
+    return nll, kl, {name: torch.stack([result[2][name] for result in results]) for name in results[0][2]}

@@ -1,0 +1,214 @@
+"""The training loss of a method, as a module: captured once, and then a flat tensor program."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from bnn.approximation import Approximation
+from bnn.capture import Backend, Captured
+from bnn.data import Batch, as_batch
+from bnn.layout import Layout
+from bnn.model import BNN
+from bnn.posterior import Posterior
+
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a loss is made of, summed over the whole data set."""
+
+    #: Negative log-likelihood, scaled to N rows.
+    nll: Tensor
+    #: Divergence from the prior.
+    kl: Tensor
+
+
+class Objective(nn.Module, ABC):
+    """The loss of a method: parameters, and ``forward(x, y)`` -> ``(nll + temperature * kl) / N``.
+
+    For one's own training loop: any torch optimiser, Lightning or DDP; `posterior` ends it. The parameters are a few
+    flat vectors, so that an optimiser's step costs the same for 2 layers and for 200; optimisers that need the shapes
+    of the weights (Muon) do not apply.
+
+    A subclass writes its mathematics: `initial`, `terms` and `approximation`.
+
+    Args:
+        model: Copied; the user's network stays as it is.
+        n_data: N, the number of rows of the whole training set.
+        temperature: T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``.
+        backend: See `bnn.capture.Captured`.
+    """
+
+    def __init__(self, model: BNN, n_data: int, temperature: float, backend: Backend = "auto"):
+        super().__init__()
+        if n_data < 1:
+            raise ValueError(f"n_data is the number of training rows, at least 1, not {n_data}")
+        self.model = model.copy()
+        if not self.model.net.training:  # a net left in training mode keeps submodules that the user froze in eval
+            self.model.net.train()
+        sites = self.model.sites()
+        self.n_data = n_data
+        self.latents = Layout(sites.latents)
+        self.points = Layout(sites.points)
+        self.backend: Backend = backend
+        self.temperature = torch.tensor(temperature, dtype=model.like.dtype, device=model.like.device)
+        self.state = self.model.state()
+        self._buffers_moved = [name for name, _ in self.model.net.named_buffers()]
+        self.notes: list[str] = []
+        for name, value in self.initial().items():
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
+        if self.points.size:
+            self.points_vector = nn.Parameter(self.points.flatten({s.name: s.value for s in sites.points}))
+        self._programs: dict[Any, Captured] = {}
+
+    @abstractmethod
+    def initial(self) -> dict[str, Tensor]:
+        """The starting values of the parameters, in a fixed order."""
+
+    @abstractmethod
+    def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
+        """The loss at these parameters; the buffers among `state` may be changed in place."""
+
+    @abstractmethod
+    def approximation(self, params: Params) -> Approximation:
+        """The distribution over the latents that these parameters describe."""
+
+    def forward(self, x: Any, y: Any, rows: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """The loss per datum of a batch: a scalar that knows its gradient.
+
+        Args:
+            x: Inputs, rows first.
+            y: Targets.
+            rows: ``(n,)``, indices of the rows in the whole set, for models with unknowns a row.
+            weight: ``(n,)``, sample weights.
+        """
+        batch = as_batch(x, y, self.model.likelihood, self.model.like, weight)
+        batch = Batch(batch.x, batch.y, rows, batch.weight)
+        loss: Tensor = _CapturedLoss.apply(self, batch, *self.parameters())
+        return loss
+
+    def gradients(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """One captured evaluation; buffers move on.
+
+        Returns:
+            The gradients, one a parameter, and ``(3,)``: loss, nll and kl per datum.
+        """
+        program = self.program(batch)
+        parameters = [p.detach() for p in self.parameters()]
+        results = program(*parameters, *self.state.values(), self.temperature, *batch.leaves)
+        count = len(parameters)
+        if self.training:
+            for name, value in zip(self._buffers_moved, results[count + 1 :], strict=True):
+                self.state[name] = value
+        return list(results[:count]), results[count]
+
+    def program(self, batch: Batch) -> Captured:
+        """The captured function for batches of this structure, in the present mode."""
+        key = (batch.structure, self.training)
+        if key not in self._programs:
+            structure = batch.structure
+            count, states = len(list(self.parameters())), list(self.state)
+
+            def evaluate(*tensors: Tensor) -> Sequence[Tensor]:
+                params, rest = tensors[:count], tensors[count:]
+                state = dict(zip(states, rest, strict=False))
+                temperature, *leaves = rest[len(states) :]
+                return self._evaluate(params, state, temperature, Batch.rebuild(structure, leaves))
+
+            self._programs[key] = Captured(evaluate, self.backend, f"the {type(self).__name__} of this network")
+        return self._programs[key]
+
+    @property
+    def backends(self) -> list[str]:
+        """What each captured program runs on, in the order in which they were made."""
+        return [backend for captured in self._programs.values() for backend in captured.backends]
+
+    def prepare(self, batch: Batch, calls: int | None = None) -> None:
+        """Capture for batches like this one; see `bnn.capture.Captured.prepare`."""
+        parameters = [p.detach() for p in self.parameters()]
+        self.program(batch).prepare(*parameters, *self.state.values(), self.temperature, *batch.leaves, calls=calls)
+
+    def _evaluate(
+        self, params: Sequence[Tensor], state: dict[str, Tensor], temperature: Tensor, batch: Batch
+    ) -> Sequence[Tensor]:
+        names = [name for name, _ in self.named_parameters()]
+
+        def loss(values: list[Tensor]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            named = dict(zip(names, values, strict=True))
+            moving = {name: value.clone() for name, value in state.items()}
+            points = self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+            terms = self.terms(named, points, batch, moving)
+            nll, kl = terms.nll / self.n_data, terms.kl / self.n_data
+            total = nll + temperature * kl
+            return total, (torch.stack([total, nll, kl]), [moving[name] for name in self._buffers_moved])
+
+        gradients, (_, (stats, moved)) = torch.func.grad_and_value(loss, has_aux=True)(list(params))
+        return [*gradients, stats.detach(), *[value.detach() for value in moved]]
+
+    def posterior(self, params: Params | None = None) -> Posterior:
+        """The posterior at the present parameters (or at these), with copies of all that it needs."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
+            points = self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+            approximation = self.approximation(named)
+        state = {name: value.clone() for name, value in self.state.items()}
+        return Posterior(self.model, approximation, points=points, state=state)
+
+    def data_nll(
+        self, values: Params, points: Params, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[Tensor, pyro.poutine.Trace]:
+        """The scaled negative log-likelihood at given latents, and the trace it comes from."""
+        trace = self.model.trace(
+            values,
+            points,
+            batch.x,
+            batch.y,
+            n_data=self.n_data,
+            rows=batch.rows,
+            weight=batch.weight,
+            state=state,
+        )
+        trace.compute_log_prob(lambda name, site: name == "y")
+        return -trace.nodes["y"]["log_prob_sum"], trace
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Objective:
+        """``.to(device)`` moves what is not a parameter too; programs are made anew."""
+        super()._apply(fn, recurse)
+        self.model.net._apply(fn)
+        self.state = {name: fn(value) for name, value in self.state.items()}
+        self.temperature = fn(self.temperature)
+        self.latents, self.points = (Layout(sites) for sites in self._moved_sites())
+        self._programs.clear()
+        return self
+
+    def _moved_sites(self) -> Any:
+        sites = self.model.sites()
+        return sites.latents, sites.points
+
+    def train(self, mode: bool = True) -> Objective:
+        """Training or evaluation mode, for the network too (dropout, batch statistics)."""
+        super().train(mode)
+        self.model.net.train(mode)
+        return self
+
+
+class _CapturedLoss(torch.autograd.Function):
+    """A loss whose gradient came with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, objective: Objective, batch: Batch, *params: Tensor) -> Tensor:
+        gradients, stats = objective.gradients(batch)
+        ctx.save_for_backward(*gradients)
+        return stats[0].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        return None, None, *[outputs[0] * gradient for gradient in ctx.saved_tensors]
