@@ -46,14 +46,23 @@ class Captured:
         backend: ``"eager"`` calls `fn`; ``"graph"`` the recorded program; ``"inductor"`` its compiled form;
             ``"auto"`` chooses between the last two before the first call, from counts (see `prepare`).
         what: What the function is, for messages.
+        check: Called with the same tensors, Pyro's validation on, before a program is made: to tell a bad shape or
+            label in words.
     """
 
-    def __init__(self, fn: Program, backend: Backend = "auto", what: str = "the model"):
+    def __init__(
+        self,
+        fn: Program,
+        backend: Backend = "auto",
+        what: str = "the model",
+        check: Callable[..., Any] | None = None,
+    ):
         if backend not in ("auto", "eager", "graph", "inductor"):
             raise ValueError(f"compile is 'auto', 'eager', 'graph' or 'inductor', not {backend!r}")
         self.fn = fn
         self.requested = backend
         self.what = what
+        self._check = check
         self._programs: dict[Any, Program] = {}
         #: The backend of each program, in the order in which they were made.
         self.backends: list[str] = []
@@ -85,12 +94,14 @@ class Captured:
     def _make(self, tensors: Sequence[Tensor], calls: int | None) -> Program:
         tensors = [t.detach().clone() for t in tensors]
         device = tensors[0].device
-        # One call with validation on, so that a bad shape or label is told in words, and to count what it does.
-        with isolated(device=device), pyro.validation_enabled(True), _Count() as count:
-            self.fn(*tensors)
+        if self._check is not None:
+            with isolated(device=device), pyro.validation_enabled(True), torch.no_grad():
+                self._check(*[t.clone() for t in tensors])
         eager = self._without_validation
         if self.requested == "eager":
             return self._keep("eager", eager)
+        with isolated(device=device), _Count() as count:
+            eager(*[t.clone() for t in tensors])
         if count.operations > OPERATION_BUDGET:
             return self._give_up(f"one call makes {count.operations} operations, over {OPERATION_BUDGET}")
         try:

@@ -66,6 +66,10 @@ class Source(ABC):
     def batches(self) -> Iterator[Batch]:
         """One epoch, in an order drawn from torch's present random state."""
 
+    @abstractmethod
+    def check_targets(self, check: Callable[[Tensor], None]) -> None:
+        """Have all targets checked: those in memory now, a loader's as they come."""
+
     @property
     @abstractmethod
     def sizes(self) -> dict[int, int] | None:
@@ -87,6 +91,10 @@ class ArraySource(Source):
         full, left = divmod(self.n, self.batch_size)
         return {self.batch_size: full} | ({left: 1} if left else {})
 
+    def check_targets(self, check: Callable[[Tensor], None]) -> None:
+        """All at once."""
+        check(self.whole.y)
+
     def batches(self) -> Iterator[Batch]:
         """A permutation an epoch; the whole set as it is where one batch holds it."""
         if self.batch_size == self.n:
@@ -104,6 +112,11 @@ class LoaderSource(Source):
 
     def __init__(self, loader: Iterable[Any], n: int, convert: Callable[[Any], Batch]):
         self.loader, self.n, self._convert = loader, n, convert
+        self._check: Callable[[Tensor], None] | None = None
+
+    def check_targets(self, check: Callable[[Tensor], None]) -> None:
+        """Batch by batch, from the next epoch on."""
+        self._check = check
 
     @property
     def sizes(self) -> None:
@@ -114,7 +127,10 @@ class LoaderSource(Source):
         empty = True
         for item in self.loader:
             empty = False
-            yield self._convert(item)
+            batch = self._convert(item)
+            if self._check is not None:
+                self._check(batch.y)
+            yield batch
         if empty:
             raise ValueError("the loader gave no batch: it is empty, or it can be iterated over only once")
 

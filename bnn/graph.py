@@ -19,9 +19,29 @@ aten = torch.ops.aten
 #: Results larger than this (in memory, not in elements) are not kept as constants.
 _CONSTANT_BYTES = 1 << 16
 #: Calls whose result is known from shapes alone.
-_FILLS = {aten.ones_like.default: 1, aten.zeros_like.default: 0}
+_FILLS = {
+    aten.ones_like.default: 1,
+    aten.zeros_like.default: 0,
+    aten.new_ones.default: 1,
+    aten.new_zeros.default: 0,
+}
 #: Calls that return their first argument where nothing is there to alter it in place.
 _COPIES = {aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh_copy.default}
+#: Calls that do nothing with this number on one side, and the sides: (what is kept, where the number stands).
+_NEUTRAL = {
+    aten.mul.Tensor: 1.0,
+    aten.div.Tensor: 1.0,
+    aten.add.Tensor: 0.0,
+    aten.sub.Tensor: 0.0,
+    aten.pow.Tensor_Scalar: 1.0,
+}
+_NEUTRAL_SIDES = {
+    aten.mul.Tensor: ((0, 1), (1, 0)),
+    aten.div.Tensor: ((0, 1),),
+    aten.add.Tensor: ((0, 1), (1, 0)),
+    aten.sub.Tensor: ((0, 1),),
+    aten.pow.Tensor_Scalar: ((0, 1),),
+}
 _SAME_IF_SHAPE = {aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default}
 
 
@@ -91,22 +111,38 @@ def _equal_to_argument(node: Node, constants: dict[Node, Tensor]) -> Node | None
     first = node.args[0] if node.args and isinstance(node.args[0], Node) else None
     if first is None:
         return None
-    here, there = _example(node), _example(first)
-    if here is None or there is None or here.shape != there.shape or here.dtype != there.dtype:
-        return None
-    if node.target in _COPIES | _SAME_IF_SHAPE and here.stride() == there.stride():
-        return first
     if node.target is aten.t.default and first.target is aten.t.default:
-        return first.args[0] if isinstance(first.args[0], Node) else None
-    neutral = {aten.mul.Tensor: 1.0, aten.div.Tensor: 1.0, aten.add.Tensor: 0.0, aten.sub.Tensor: 0.0}.get(node.target)
-    if neutral is not None and not node.kwargs and _is_number(node.args[1], neutral, constants):
+        return _as_node(first.args[0])
+    if node.target in _COPIES | _SAME_IF_SHAPE and _alike(node, first) and _strides(node) == _strides(first):
         return first
+    if node.target not in _NEUTRAL or node.kwargs:
+        return None
+    for kept, other in _NEUTRAL_SIDES[node.target]:
+        keep = _as_node(node.args[kept])
+        if keep is not None and _alike(node, keep) and _is_number(node.args[other], _NEUTRAL[node.target], constants):
+            return keep
     return None
+
+
+def _alike(one: Node, two: Node) -> bool:
+    """Whether two nodes give tensors of the same shape and dtype."""
+    a, b = _example(one), _example(two)
+    return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _strides(node: Node) -> tuple[int, ...] | None:
+    value = _example(node)
+    return None if value is None else value.stride()
+
+
+def _as_node(value: Any) -> Node | None:
+    return value if isinstance(value, Node) else None
 
 
 def _is_number(value: Any, number: float, constants: dict[Node, Tensor]) -> bool:
     if isinstance(value, Node):
-        return value in constants and constants[value].numel() == 1 and float(constants[value]) == number
+        known = constants.get(value)
+        return known is not None and known.untyped_storage().nbytes() <= 8 and float(known.flatten()[0]) == number
     return bool(value == number)
 
 

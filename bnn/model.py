@@ -72,6 +72,7 @@ class BNN:
         self.output = output
         params = {name: p for name, p in net.named_parameters() if p.requires_grad}
         _check_names(params)
+        self._ties = _ties(net)
         self._groups = _grouped(params, {"*": prior} if not isinstance(prior, Mapping) else prior)
         self.sites()  # a prior that does not fit is told now, not at the first fit
 
@@ -142,7 +143,9 @@ class BNN:
         if state is None:
             state = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
-        result = torch.func.functional_call(self.net, {**state, **weights}, args, kwargs)
+        tensors = {**state, **weights}
+        tensors |= {name: tensors[first] for name, first in self._ties.items() if first in tensors}
+        result = torch.func.functional_call(self.net, tensors, args, kwargs, tie_weights=False)
         if callable(self.output):
             result = self.output(result)
         elif self.output is not None:
@@ -257,6 +260,28 @@ class BNN:
     def learned_prior_scales(self) -> list[str]:
         """The groups whose prior scale is itself random."""
         return [group for group, prior, _ in self._groups if prior is not None and prior.learned_scale()]
+
+
+def _ties(net: nn.Module) -> dict[str, str]:
+    """The second names of shared tensors: ``{name: first name}``.
+
+    ``functional_call(tie_weights=True)`` would find them too, but leaves a module that stands in the network under two
+    names with a foreign tensor: it swaps the one attribute twice, and restores what it found the second time.
+    """
+    first: dict[int, str] = {}
+    seen: set[tuple[int, str]] = set()
+    ties = {}
+    for name, tensor in [
+        *net.named_parameters(remove_duplicate=False),
+        *net.named_buffers(remove_duplicate=False),
+    ]:
+        owner, _, attribute = name.rpartition(".")
+        place = (id(net.get_submodule(owner)), attribute)
+        if id(tensor) in first and place not in seen:
+            ties[name] = first[id(tensor)]
+        first.setdefault(id(tensor), name)
+        seen.add(place)
+    return ties
 
 
 _Groups = list[tuple[str, Prior | None, dict[str, nn.Parameter]]]

@@ -79,7 +79,7 @@ def kl_divergence(layout: Layout, trace: poutine.Trace, loc: Tensor, log_scale: 
     scale = log_scale.exp()
     found = runs(layout, trace)
     pieces = zip(found, *(_split(vector, found) for vector in (loc, log_scale, scale, draw)), strict=True)
-    total = loc.new_zeros(())
+    total: Tensor | float = 0.0
     for run, m, log_s, s, z in pieces:
         if run.closed is not None:
             cross_entropy, prior_loc, prior_scale = run.closed
@@ -89,7 +89,7 @@ def kl_divergence(layout: Layout, trace: poutine.Trace, loc: Tensor, log_scale: 
             standard = (z - m) / s
             log_q = -0.5 * (standard * standard).sum() - log_s.sum() - 0.5 * math.log(2 * math.pi) * run.size
             total = total + log_q - _log_prior(layout, trace, run, z)
-    return total
+    return torch.as_tensor(total, dtype=loc.dtype, device=loc.device)
 
 
 def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> 
     No Jacobian: the mode is that of a noise scale, not of its logarithm.
     """
     found = runs(layout, trace)
-    total = vector.new_zeros(())
+    total: Tensor | float = 0.0
     for run, z in zip(found, _split(vector, found), strict=True):
         if run.closed is not None:
             cross_entropy, prior_loc, prior_scale = run.closed
             total = total + cross_entropy(z, None, prior_loc, prior_scale)
         else:
             total = total - sum(_site_log_prob(trace, layout.names[i]) for i in run.sites)
-    return total
+    return torch.as_tensor(total, dtype=vector.dtype, device=vector.device)
 
 
 def _split(vector: Tensor, found: list[Run]) -> list[Tensor]:
@@ -114,14 +114,14 @@ def _split(vector: Tensor, found: list[Run]) -> list[Tensor]:
 
 def _log_prior(layout: Layout, trace: poutine.Trace, run: Run, z: Tensor) -> Tensor:
     """log p of a run's sites as a density over the unconstrained numbers."""
-    total = z.new_zeros(())
+    total: Tensor | float = 0.0
     for i, free in zip(run.sites, z.split([layout.sizes[i] for i in run.sites]), strict=True):
         total = total + _site_log_prob(trace, layout.names[i])
         transform = layout.transforms[i]
         if transform is not identity_transform:
             free = free.view(layout.free_shapes[i])
             total = total + transform.log_abs_det_jacobian(free, transform(free)).sum()
-    return total
+    return torch.as_tensor(total)
 
 
 def _site_log_prob(trace: poutine.Trace, name: str) -> Tensor:

@@ -93,6 +93,9 @@ class _Fit:
         with isolated(device=self.objective.model.like.device):
             first = next(self.source.batches())
             self.input_shapes = [tuple(leaf.shape[1:]) for leaf in input_leaves(first.x)]
+        outputs = self.objective.check(first)
+        likelihood = self.objective.model.likelihood
+        self.source.check_targets(lambda y: likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y))
         sizes = self.source.sizes
         if sizes is None:
             rows = len(first.y)

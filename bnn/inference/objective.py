@@ -9,6 +9,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
 from bnn.approximation import Approximation
@@ -17,6 +18,7 @@ from bnn.data import Batch, as_batch
 from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.posterior import Posterior
+from bnn.random import isolated
 
 Params = Mapping[str, Tensor]
 
@@ -123,8 +125,25 @@ class Objective(nn.Module, ABC):
                 temperature, *leaves = rest[len(states) :]
                 return self._evaluate(params, state, temperature, Batch.rebuild(structure, leaves))
 
-            self._programs[key] = Captured(evaluate, self.backend, f"the {type(self).__name__} of this network")
+            def check(*tensors: Tensor) -> None:
+                self.check(Batch.rebuild(structure, tensors[count + len(states) + 1 :]))
+
+            what = f"the {type(self).__name__} of this network"
+            self._programs[key] = Captured(evaluate, self.backend, what, check)
         return self._programs[key]
+
+    def check(self, batch: Batch) -> Tensor:
+        """Run the Pyro model once on a batch, validation on, so that what does not fit is told in words.
+
+        Returns:
+            The network's outputs, ``(n,)`` or ``(n, k)``.
+        """
+        values = {site.name: site.value for site in self.latents.sites}
+        points = {site.name: site.value for site in self.points.sites}
+        with isolated(device=self.temperature.device), torch.no_grad(), pyro.validation_enabled(True):
+            state = [{name: value.clone() for name, value in self.state.items()} for _ in range(2)]
+            self.model.trace(values, points, batch.x, batch.y, rows=batch.rows, weight=batch.weight, state=state[0])
+            return self.model.forward(self.model.weights(values, points), batch.x, state[1])
 
     @property
     def backends(self) -> list[str]:
@@ -176,8 +195,8 @@ class Objective(nn.Module, ABC):
             weight=batch.weight,
             state=state,
         )
-        trace.compute_log_prob(lambda name, site: name == "y")
-        return -trace.nodes["y"]["log_prob_sum"], trace
+        y = trace.nodes["y"]
+        return -scale_and_mask(y["fn"].log_prob(y["value"]), y["scale"], y["mask"]).sum(), trace
 
     def _apply(self, fn: Any, recurse: bool = True) -> Objective:
         """``.to(device)`` moves what is not a parameter too; programs are made anew."""
