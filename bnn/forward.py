@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from bnn.data import Inputs, input_leaves, slice_inputs
-from bnn.model import BNN
+from bnn.model import BNN, arguments
 
-#: Multiply-adds (weights x rows) up to which several draws at once are faster than one by one, and how many at once.
-#: Measured on two cores: docs/design/prediction.md.
-_SMALL_WORK, _AT_ONCE = 4_000_000, 10
+#: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call: Python's
+#: overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
+#: Measured: docs/design/prediction.md.
+_SMALL_WORK = 50_000
+#: Values of one batched call, so that its activations stay in the cache.
+_BATCHED_WORK = 5_000_000
 #: Rows at a time, so that hidden activations never dominate memory.
 _ROWS = 16_384
 
 
+@torch.no_grad()
 def forward_over_draws(
     model: BNN,
     weights: Mapping[str, Tensor],
@@ -28,7 +33,7 @@ def forward_over_draws(
     """The network's outputs under each draw.
 
     Args:
-        model: Its network is in evaluation mode.
+        model: Its network is in evaluation mode, and the caller's own: its tensors are exchanged during the call.
         weights: ``{parameter: (s, *shape)}``.
         shared: Parameters and buffers that all draws have in common.
         x: Inputs, n rows.
@@ -40,33 +45,21 @@ def forward_over_draws(
         ``(s, n)`` or ``(s, n, k)``.
     """
     n = len(input_leaves(x)[0])
-    parts = [
-        _outputs(model, weights, shared, slice_inputs(x, slice(start, start + _ROWS)), draws, at_once)
-        for start in range(0, max(n, 1), _ROWS)
-    ]
+    chunks = [slice_inputs(x, slice(start, start + _ROWS)) for start in range(0, n, _ROWS)] if n > _ROWS else [x]
+    at_once = at_once or _choose_at_once(model.net, weights, min(n, _ROWS))
+    parts = [_outputs(model, weights, shared, chunk, draws, at_once) for chunk in chunks]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-@torch.no_grad()
 def _outputs(
-    model: BNN,
-    weights: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    x: Inputs,
-    draws: int,
-    at_once: int | None,
+    model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs, draws: int, at_once: int
 ) -> Tensor:
-    def one(drawn: Mapping[str, Tensor]) -> Tensor:
-        return model.forward(drawn, x, shared)
-
     if not weights:
-        single = one({})
+        single = model.forward({}, x, shared)
         return single.expand(draws, *single.shape)
-    at_once = at_once or _choose_at_once(model.net, weights, x)
     if at_once == 1:
-        names, stacks = list(weights), [value.unbind(0) for value in weights.values()]
-        return torch.stack([one(dict(zip(names, values, strict=True))) for values in zip(*stacks, strict=True)])
-    many = torch.func.vmap(one)
+        return torch.stack(list(_one_by_one(model, weights, shared, x)))
+    many = torch.func.vmap(lambda drawn: model.forward(drawn, x, shared))
     chunks = [
         many({name: value[start : start + at_once] for name, value in weights.items()})
         for start in range(0, draws, at_once)
@@ -74,9 +67,61 @@ def _outputs(
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
-def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], x: Inputs) -> int:
-    if any(isinstance(module, nn.RNNBase) for module in net.modules()):
-        return 1  # vmap has no rule for the fused kernels of LSTM, GRU and RNN
-    rows = len(input_leaves(x)[0])
-    work = rows * sum(value[0].numel() for value in weights.values())
-    return _AT_ONCE if work <= _SMALL_WORK else 1
+def _one_by_one(
+    model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs
+) -> Iterator[Tensor]:
+    """One plain call of the module a draw: the tensors are put into it, at the cost of some dictionary entries."""
+    names = list(weights)
+    args, kwargs = arguments(x)
+    with _exchanged(model, list(shared)) as put:
+        put(list(shared.values()))
+        with _exchanged(model, names) as put:
+            for values in zip(*(weights[name].unbind(0) for name in names), strict=True):
+                put(values)
+                yield model.select(model.net(*args, **kwargs))
+
+
+class _Places:
+    """Where named tensors stand in a module, their second names too."""
+
+    def __init__(self, model: BNN, names: Sequence[str]):
+        second: dict[str, list[str]] = {}
+        for name, first in model.ties.items():
+            second.setdefault(first, []).append(name)
+        self._places = [[_place(model.net, each) for each in [name, *second.get(name, [])]] for name in names]
+
+    def __call__(self, values: Sequence[Tensor]) -> None:
+        """Put tensors there."""
+        for places, value in zip(self._places, values, strict=True):
+            for table, attribute in places:
+                table[attribute] = value
+
+    def read(self) -> list[Tensor]:
+        """What is there."""
+        return [places[0][0][places[0][1]] for places in self._places]
+
+
+def _place(net: nn.Module, name: str) -> tuple[dict[str, Tensor | None], str]:
+    owner, _, attribute = name.rpartition(".")
+    module = net.get_submodule(owner)
+    table = module._parameters if attribute in module._parameters else module._buffers
+    return table, attribute  # type: ignore[return-value]
+
+
+@contextmanager
+def _exchanged(model: BNN, names: Sequence[str]) -> Iterator[_Places]:
+    """Other tensors in the network for a while."""
+    places = _Places(model, names)
+    before = places.read()
+    try:
+        yield places
+    finally:
+        places(before)
+
+
+def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) -> int:
+    # vmap has no rule for the fused kernels of LSTM, GRU and RNN, and turns convolutions into slow grouped ones.
+    if any(isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd) for module in net.modules()):
+        return 1
+    work = max(1, rows) * sum(value[0].numel() for value in weights.values())
+    return max(1, _BATCHED_WORK // work) if work <= _SMALL_WORK else 1

@@ -72,7 +72,8 @@ class BNN:
         self.output = output
         params = {name: p for name, p in net.named_parameters() if p.requires_grad}
         _check_names(params)
-        self._ties = _ties(net)
+        #: The second names of shared tensors: ``{name: first name}``.
+        self.ties = _ties(net)
         self._groups = _grouped(params, {"*": prior} if not isinstance(prior, Mapping) else prior)
         self.sites()  # a prior that does not fit is told now, not at the first fit
 
@@ -135,17 +136,20 @@ class BNN:
         return weights
 
     def forward(self, weights: Mapping[str, Tensor], x: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The network's output under these weights: ``(n,)`` or ``(n, k)``.
-
-        Raises:
-            TypeError: The network returns several things and `output` does not say which.
-        """
+        """The network's output under these weights: ``(n,)`` or ``(n, k)``."""
         if state is None:
             state = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        args, kwargs = ((), dict(x)) if isinstance(x, Mapping) else (x if isinstance(x, tuple) else (x,), {})
         tensors = {**state, **weights}
-        tensors |= {name: tensors[first] for name, first in self._ties.items() if first in tensors}
-        result = torch.func.functional_call(self.net, tensors, args, kwargs, tie_weights=False)
+        tensors |= {name: tensors[first] for name, first in self.ties.items() if first in tensors}
+        args, kwargs = arguments(x)
+        return self.select(torch.func.functional_call(self.net, tensors, args, kwargs, tie_weights=False))
+
+    def select(self, result: Any) -> Tensor:
+        """The part of what the network returns that is its output.
+
+        Raises:
+            TypeError: It returns several things, and `output` does not say which.
+        """
         if callable(self.output):
             result = self.output(result)
         elif self.output is not None:
@@ -262,8 +266,15 @@ class BNN:
         return [group for group, prior, _ in self._groups if prior is not None and prior.learned_scale()]
 
 
+def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Inputs as a network's positional and keyword arguments."""
+    if isinstance(x, Mapping):
+        return (), dict(x)
+    return (x if isinstance(x, tuple) else (x,)), {}
+
+
 def _ties(net: nn.Module) -> dict[str, str]:
-    """The second names of shared tensors: ``{name: first name}``.
+    """The second names of shared tensors.
 
     ``functional_call(tie_weights=True)`` would find them too, but leaves a module that stands in the network under two
     names with a foreign tensor: it swaps the one attribute twice, and restores what it found the second time.
