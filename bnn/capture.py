@@ -1,8 +1,8 @@
 """Pyro runs once: a function of tensors that calls Pyro becomes the same function without Pyro.
 
-`torch.fx`'s `make_fx` records every tensor operation of one call, those of the gradient and the random draws among them.
-The record is a flat program; it is simplified (`bnn.graph`), checked against the function on other inputs and another
-seed, and run ever after: as it is (``graph``) or compiled (``inductor``). See docs/design/capture.md.
+`torch.fx`'s `make_fx` records every tensor operation of one call, those of the gradient and the random draws among
+them. The record is a flat program; it is simplified (`bnn.graph`), checked against the function on other inputs and
+another seed, and run ever after: as it is (``graph``) or compiled (``inductor``). See docs/design/capture.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import torch
@@ -178,7 +178,8 @@ def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str)
     bare, constants = bind_constants(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inductor's own imports
-        program = compile_fx(bare, [*constants, *tensors], config_patches={"fallback_random": True})
+        example: list[Any] = [*constants, *tensors]
+        program = cast(Program, compile_fx(bare, example, config_patches={"fallback_random": True}))
     if not constants:
         return program
     return lambda *args: program(*constants, *args)

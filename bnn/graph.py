@@ -1,7 +1,8 @@
 """Simplification of recorded tensor programs: what a compiler would do, for the backend that does not compile.
 
-The programs are free of in-place operations (`bnn.capture.record`), so that equal calls may be shared and results reused.
-Random operations are never moved, shared or dropped: the same seed has to give the same numbers as the function itself.
+The programs are free of in-place operations (`bnn.capture.record`), so that equal calls may be shared and results
+reused. Random operations are never moved, shared or dropped: the same seed has to give the same numbers as the function
+itself.
 """
 
 from __future__ import annotations
@@ -70,14 +71,17 @@ def bind_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     """The same program with its constants as leading arguments, and the constants."""
     graph = torch.fx.Graph()
     mapping: dict[Node, Node] = {}
-    attributes = [node for node in module.graph.nodes if node.op == "get_attr"]
-    for node in attributes:
-        mapping[node] = graph.placeholder(f"constant_{node.target}")
+    constants: dict[str, Node] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            if name not in constants:
+                constants[name] = graph.placeholder(f"constant_{name.replace('.', '_')}")
+            mapping[node] = constants[name]
     for node in module.graph.nodes:
         if node not in mapping:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
-    constants = [_attribute(module, str(node.target)) for node in attributes]
-    return GraphModule(torch.nn.Module(), graph), constants
+    return GraphModule(torch.nn.Module(), graph), [_attribute(module, name) for name in constants]
 
 
 def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
@@ -92,8 +96,8 @@ def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
         if node.target is aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
             known[node] = _attribute(module, str(node.args[0].target)).clone()
         elif node.target in _FILLS and (value := _example(node)) is not None:
-            scalar = torch.full((), _FILLS[node.target], dtype=value.dtype, device=value.device)
-            known[node] = scalar.expand(value.shape)
+            if value.numel() * value.element_size() <= _CONSTANT_BYTES:
+                known[node] = torch.full(value.shape, _FILLS[node.target], dtype=value.dtype, device=value.device)
         elif _foldable(node, known):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
             value = node.target(*args, **kwargs)
@@ -142,7 +146,7 @@ def _as_node(value: Any) -> Node | None:
 def _is_number(value: Any, number: float, constants: dict[Node, Tensor]) -> bool:
     if isinstance(value, Node):
         known = constants.get(value)
-        return known is not None and known.untyped_storage().nbytes() <= 8 and float(known.flatten()[0]) == number
+        return known is not None and bool((known == number).all())
     return bool(value == number)
 
 

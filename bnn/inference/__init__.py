@@ -59,8 +59,8 @@ def fit(
 ) -> Posterior:
     """Infer a model's unknowns from data.
 
-    What changes the answer is a setting of the method; what does not is a keyword here. The user's network, its mode and
-    its buffers, the random state, Pyro's parameter store and the default dtype are afterwards as they were.
+    What changes the answer is a setting of the method; what does not is a keyword here. The user's network, its mode
+    and its buffers, the random state, Pyro's parameter store and the default dtype are afterwards as they were.
 
     Args:
         model: Network, prior and likelihood.

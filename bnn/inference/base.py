@@ -53,7 +53,9 @@ class Method(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMethod(Method):
-    """A method that minimises a loss by stochastic gradients. The loss is per datum, so `lr` means what it means in PyTorch.
+    """A method that minimises a loss by stochastic gradients.
+
+    The loss is per datum, so that `lr` means what it means in PyTorch.
 
     Args:
         epochs: Passes over the data.
@@ -67,8 +69,8 @@ class GradientMethod(Method):
         accumulate: Batches whose gradients are averaged into one step.
         average: The share of the steps, from the end, over which the iterates are averaged (Polyak and Juditsky 1992);
             0: the last iterate.
-        patience: With ``fit(validation=...)``: stop after this many epochs without a better held-out log-density, and go
-            back to the best; ``None``: run all epochs.
+        patience: With ``fit(validation=...)``: stop after this many epochs without a better held-out log-density, and
+            go back to the best; ``None``: run all epochs.
         temperature: T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``; 1 is Bayes.
         init: Where to start: ``"net"``, the network's own weights; ``"prior"``, a draw; or another `Posterior`.
     """
@@ -106,8 +108,8 @@ class GradientMethod(Method):
     def loss(self, model: BNN, n_data: int, *, seed: int = 0, compile: Backend = "graph") -> Objective:
         """The training loss as a module, for one's own loop: any optimiser, Lightning, DDP.
 
-        ``loss(x, y)`` returns the loss per datum with its gradient; ``loss.posterior()`` ends the loop. Of the settings,
-        `temperature` and `init` apply; epochs, learning rate and so on are the loop's.
+        ``loss(x, y)`` returns the loss per datum with its gradient; ``loss.posterior()`` ends the loop. Of the
+        settings, `temperature` and `init` apply; epochs, learning rate and so on are the loop's.
 
         Args:
             model: Copied.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -32,7 +33,7 @@ class Run:
 
 def runs(layout: Layout, trace: poutine.Trace) -> list[Run]:
     """The sites of a layout, in order, grouped into runs."""
-    fns: list[Distribution] = [trace.nodes[name]["fn"] for name in layout.names]
+    fns: list[Any] = [trace.nodes[name]["fn"] for name in layout.names]
 
     def kind(site: int) -> type[Distribution] | None:
         family = type(base(fns[site]))
@@ -125,5 +126,5 @@ def _log_prior(layout: Layout, trace: poutine.Trace, run: Run, z: Tensor) -> Ten
 
 
 def _site_log_prob(trace: poutine.Trace, name: str) -> Tensor:
-    node = trace.nodes[name]
+    node: Any = trace.nodes[name]
     return node["fn"].log_prob(node["value"]).sum()

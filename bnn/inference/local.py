@@ -1,7 +1,7 @@
 """Noise in the layers instead of in the weights: local reparameterisation and flipout, without patching torch.
 
-A `TorchFunctionMode` meets the calls of ``torch.nn.functional.linear`` and ``conv1d`` to ``conv3d``. It knows a weight by
-being the very tensor that was handed to the network, so that it reaches layers of any module, and not those that use
+A `TorchFunctionMode` meets the calls of ``torch.nn.functional.linear`` and ``conv1d`` to ``conv3d``. It knows a weight
+by being the very tensor that was handed to the network, so that it reaches layers of any module, and not those that use
 fused kernels (LSTM, MultiheadAttention) or that work on the weight before they use it (weight_norm, sharing).
 """
 
@@ -92,20 +92,22 @@ class LayerUses(TorchFunctionMode):
     def __init__(self, tensors: Mapping[str, Tensor]):
         super().__init__()
         self._names = {id(tensor): name for name, tensor in tensors.items()}
-        self._all: Counter[str] = Counter()
-        self._in_layers: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
+        self._layers: list[tuple[str, str | None]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") != "__get__":  # reading a shape or a dtype is no use of the numbers
-            self._all.update(self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names)
+            self._uses.update(self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names)
         if func in _LAYERS:
             _, weight, bias, _, _ = _layer_arguments(*args, **kwargs)
             if id(weight) in self._names:
-                self._in_layers.update(self._names[id(t)] for t in (weight, bias) if id(t) in self._names)
+                self._layers.append((self._names[id(weight)], self._names.get(id(bias))))
         return func(*args, **kwargs)
 
     @property
     def reached(self) -> list[str]:
-        """The tensors whose only use is in one layer."""
-        return [name for name, count in self._in_layers.items() if count == 1 and self._all[name] == 1]
+        """The weights whose only use is in one layer, and such biases beside them."""
+        layers = [layer for layer in self._layers if self._uses[layer[0]] == 1]
+        biases = [bias for _, bias in layers if bias is not None and self._uses[bias] == 1]
+        return [weight for weight, _ in layers] + biases

@@ -135,7 +135,7 @@ class _Fit:
         return steps
 
     def _step(self, group: list[Batch]) -> None:
-        def closure() -> Tensor:
+        def closure() -> Any:
             results = [self.objective.gradients(batch) for batch in group]
             stats = results[0][1]
             if len(results) > 1:
@@ -180,8 +180,8 @@ class _Fit:
                 f"{self.method.lr}), clip_norm=1.0, or inputs and targets scaled to unit variance"
             )
         score = self._validate(epoch) if steps else None
-        last = table[-max(1, steps) :].mean(0).tolist() if len(table) else [math.nan] * 3
-        return Progress(epoch, self.method.epochs, len(table), *last, score, self.objective)
+        loss, nll, kl = table[-max(1, steps) :].mean(0).tolist() if len(table) else [math.nan] * 3
+        return Progress(epoch, self.method.epochs, len(table), loss, nll, kl, score, self.objective)
 
     def _validate(self, epoch: int) -> float | None:
         if self.validation is None:
@@ -202,7 +202,7 @@ class _Fit:
         )
 
     def answer(self) -> dict[str, Tensor]:
-        """The parameters to keep: the best on held-out rows if early stopping watched them, the average, or the last."""
+        """The parameters to keep: the best on held-out rows under early stopping, the average, or the last."""
         chosen = [p.detach() for p in self.params]
         if self.method.patience is not None and self.best is not None:
             chosen, self.objective.state = self.best[2], self.best[3]

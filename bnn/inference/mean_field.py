@@ -27,14 +27,14 @@ from bnn.random import isolated
 class MeanField(GradientMethod):
     """Variational inference with independent Gaussians, by reparameterised gradients (Bayes by Backprop).
 
-    Minimises ``E_q[-log p(y | w)] + T KL(q || p)``, q = Normal(loc, exp(log_scale)) over the unconstrained numbers. The
-    divergence is in closed form wherever one is known (`bnn.inference.divergence`). Blundell et al. (2015),
+    Minimises ``E_q[-log p(y | w)] + T KL(q || p)``, q = Normal(loc, exp(log_scale)) over the unconstrained numbers.
+    The divergence is in closed form wherever one is known (`bnn.inference.divergence`). Blundell et al. (2015),
     arXiv:1505.05424; Kingma and Welling (2014), arXiv:1312.6114.
 
     Args:
         draws: Weight draws a step, over which the likelihood term is averaged.
-        estimator: How noise enters linear and convolutional layers. ``"weights"``: one draw of the weights for all rows.
-            ``"local"``: local reparameterisation, independent Gaussian activations a row (Kingma et al. 2015,
+        estimator: How noise enters linear and convolutional layers. ``"weights"``: one draw of the weights for all
+            rows. ``"local"``: local reparameterisation, independent Gaussian activations a row (Kingma et al. 2015,
             arXiv:1506.02557). ``"flipout"``: one draw with pseudo-independent signs a row (Wen et al. 2018,
             arXiv:1803.04386). Both leave the loss as it is in expectation and lower the variance of its gradient;
             parameters that they do not reach are drawn ordinarily, and the history says which.
@@ -79,7 +79,7 @@ class MeanFieldLoss(Objective):
             raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
         # vmap has no rule for the fused kernels of LSTM, GRU and RNN: their draws are taken one after the other.
         self._unrolled = any(isinstance(module, nn.RNNBase) for module in self.model.net.modules())
-        self._reached: set[str] | None = None
+        self._reached: frozenset[str] | None = None
 
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
@@ -101,9 +101,9 @@ class MeanFieldLoss(Objective):
         if in_layers and self._reached is None:
             self._reached = self._find_reached(parts, batch, state)
         draws = self._method.draws
-        noise = None if in_layers else [torch.randn_like(parts.loc) for _ in range(draws)]
+        noise = [] if in_layers else [torch.randn_like(parts.loc) for _ in range(draws)]
         if draws == 1:
-            return self._one(parts, noise and noise[0], batch, state)
+            return self._one(parts, noise[0] if noise else None, batch, state)
 
         def one(eps: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             buffers = dict(buffers)
@@ -111,7 +111,7 @@ class MeanFieldLoss(Objective):
             return terms.nll, terms.kl, buffers
 
         # Buffers that a draw changes (batch statistics) get a draw dimension, and their mean afterwards.
-        stacked = parts.loc.new_empty(draws, 0) if noise is None else torch.stack(noise)
+        stacked = torch.stack(noise) if noise else parts.loc.new_empty(draws, 0)
         many = {name: t.expand(draws, *t.shape).clone() for name, t in state.items()}
         if self._unrolled:
             nll, kl, moved = _stack([one(stacked[i], {name: t[i] for name, t in many.items()}) for i in range(draws)])
@@ -132,27 +132,29 @@ class MeanFieldLoss(Objective):
     def _draw(self, parts: _Parts) -> Tensor:
         """Noise for the sites that get none in a layer, the mean for the others."""
         pieces = zip(self.latents.names, *(v.split(self.latents.sizes) for v in (parts.loc, parts.scale)), strict=True)
-        return torch.cat([m if name in self._reached else m + s * torch.randn_like(m) for name, m, s in pieces])
+        reached = self._reached or frozenset()
+        return torch.cat([m if name in reached else m + s * torch.randn_like(m) for name, m, s in pieces])
 
     def _layer_noise(self, parts: _Parts, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
         if self._method.estimator == "weights":
             return nullcontext()
+        reached = self._reached or frozenset()
         locs, scales = (self.latents.free(vector) for vector in (parts.loc, parts.scale))
         moments = {
             id(values[name]): (m, s)
             for name, m, s in zip(self.latents.names, locs, scales, strict=True)
-            if name in self._reached
+            if name in reached
         }
         return LayerNoise(moments, self._method.estimator)
 
-    def _find_reached(self, parts: _Parts, batch: Batch, state: dict[str, Tensor]) -> set[str]:
+    def _find_reached(self, parts: _Parts, batch: Batch, state: dict[str, Tensor]) -> frozenset[str]:
         """The weights that the estimator reaches: used in one layer only, their divergence in closed form."""
         values = self.latents.unflatten(parts.loc)
         state = {name: value.clone() for name, value in state.items()}
         with torch.no_grad(), isolated(device=parts.loc.device), LayerUses(values) as uses:
             _, trace = self.data_nll(values, parts.points, batch, state)
         closed = {self.latents.names[i] for run in runs(self.latents, trace) if run.closed for i in run.sites}
-        reached = closed & set(uses.reached)
+        reached = frozenset(closed & set(uses.reached))
         weights = {name for name, _ in self.model.net.named_parameters()} & set(self.latents.names)
         if weights - reached:
             note = f"{self._method.estimator} noise does not reach {sorted(weights - reached)}: drawn as weights"

@@ -195,7 +195,7 @@ class Objective(nn.Module, ABC):
             weight=batch.weight,
             state=state,
         )
-        y = trace.nodes["y"]
+        y: Any = trace.nodes["y"]
         return -scale_and_mask(y["fn"].log_prob(y["value"]), y["scale"], y["mask"]).sum(), trace
 
     def _apply(self, fn: Any, recurse: bool = True) -> Objective:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -72,7 +72,7 @@ class GuideLoss(Objective):
         return {"guide": self._guide.start}
 
     def _check(self, trace: poutine.Trace) -> None:
-        sites = dict(trace.iter_stochastic_nodes())
+        sites: dict[str, Any] = dict(trace.iter_stochastic_nodes())
         missing = [name for name in self.latents.names if name not in sites]
         if missing:
             raise ValueError(f"the guide has no sample site for {missing}")
@@ -89,11 +89,10 @@ class GuideLoss(Objective):
         for _ in range(self._method.draws):
             guide = self._guide.trace(values)
             guide.compute_log_prob()
-            drawn = {name: guide.nodes[name]["value"] for name in self.latents.names}
-            data, trace = self.data_nll(drawn, points, batch, state)
-            trace.compute_log_prob(lambda name, site: name in drawn)
+            data, trace = self.data_nll(_values(guide, self.latents.names), points, batch, state)
+            trace.compute_log_prob(lambda name, site: name in self.latents.names)
             log_q = sum(node["log_prob_sum"] for _, node in guide.iter_stochastic_nodes())
-            log_p = sum(trace.nodes[name]["log_prob_sum"] for name in drawn)
+            log_p = sum(trace.nodes[name]["log_prob_sum"] for name in self.latents.names)
             nll, kl = nll + data, kl + log_q - log_p
         return Terms(nll / self._method.draws, kl / self._method.draws)
 
@@ -103,8 +102,7 @@ class GuideLoss(Objective):
         values = guide.layout.unflatten(params["guide"])
 
         def draw() -> Values:
-            trace = guide.trace(values)
-            return {name: trace.nodes[name]["value"].detach() for name in names}
+            return {name: value.detach() for name, value in _values(guide.trace(values), names).items()}
 
         return Guide(draw, {"guide": params["guide"]})
 
@@ -149,15 +147,14 @@ class _FunctionGuide:
         ]
         # All latents are global: a guide over them has the model's arguments by Pyro's convention, and no use for them.
         self._arguments = (None,) * len(required)
-        with pyro.get_param_store().scope() as store:
-            store.clear()
+        with pyro.get_param_store().scope({"params": {}, "constraints": {}}):
             try:
                 trace = poutine.trace(guide).get_trace(*self._arguments)
             except (TypeError, AttributeError) as error:
                 raise ValueError(
                     f"the guide reads its arguments; over network weights it is called with None: {error}"
                 ) from error
-        nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
+        nodes: dict[str, Any] = {name: node for name, node in trace.nodes.items() if node["type"] == "param"}
         sites = [
             Site(name, node["value"].detach().clone(), node["kwargs"].get("constraint", constraints.real))
             for name, node in nodes.items()
@@ -168,6 +165,10 @@ class _FunctionGuide:
     def trace(self, values: Mapping[str, Tensor]) -> poutine.Trace:
         """The guide's trace at these parameters."""
         return poutine.trace(poutine.substitute(self._guide, data=dict(values))).get_trace(*self._arguments)
+
+
+def _values(trace: poutine.Trace, names: list[str]) -> dict[str, Tensor]:
+    return {name: cast(Tensor, trace.nodes[name]["value"]) for name in names}
 
 
 def _is_autoguide(guide: Callable[..., Any]) -> bool:
