@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -120,7 +121,7 @@ class BNN:
         n = outputs.shape[0]
         if rows is None and n_data is not None:
             rows = torch.arange(n, device=outputs.device)
-        with pyro.plate("data", n_data or n, subsample=rows), poutine.scale(scale=1.0 if weight is None else weight):
+        with pyro.plate("data", n_data or n, subsample=rows), _weighted(weight):
             result: Tensor = pyro.sample("y", fn, obs=y)
         return result
 
@@ -130,7 +131,7 @@ class BNN:
         for group, prior, params in self._groups:
             if prior is None:
                 for name, param in params.items():
-                    weights[name] = pyro.param(name, lambda param=param: param.detach().clone())
+                    weights[name] = pyro.param(name, param.detach().clone)
             else:
                 weights.update(prior({name: param.detach() for name, param in params.items()}, group))
         return weights
@@ -183,13 +184,13 @@ class BNN:
         latents, points = [], []
         with isolated(seed=0, device=self.like.device), pyro.get_param_store().scope():
             trace = poutine.trace(program).get_trace()
+            nodes: dict[str, Any] = dict(trace.nodes)
+            latent = [name for name, node in nodes.items() if node["type"] == "sample" and not node["is_observed"]]
             medians = {
-                name: node["fn"].sample((_MEDIAN_OF,)).median(0).values
-                for name, node in trace.iter_stochastic_nodes()
-                if name not in own
+                name: nodes[name]["fn"].sample((_MEDIAN_OF,)).median(0).values for name in latent if name not in own
             }
-        for name, node in trace.nodes.items():
-            if node["type"] == "sample" and not node["is_observed"]:
+        for name, node in nodes.items():
+            if name in latent:
                 latents.append(Site(name, {**own, **medians}[name], node["fn"].support))
             elif node["type"] == "param":
                 constraint = node["kwargs"].get("constraint", constraints.real)
@@ -204,8 +205,8 @@ class BNN:
             self.likelihood.latents(self.like)
 
         with pyro.get_param_store().scope():
-            nodes = poutine.trace(program).get_trace().iter_stochastic_nodes()
-        return {name: node["value"] for name, node in nodes}
+            nodes: dict[str, Any] = dict(poutine.trace(program).get_trace().iter_stochastic_nodes())
+        return {name: node["value"] for name, node in nodes.items()}
 
     def trace(
         self,
@@ -241,7 +242,7 @@ class BNN:
             raise ValueError(f"log_joint: missing sites {sorted(missing)}, unknown names {sorted(unknown)}")
         values = {name: value for name, value in params.items() if name in latent}
         points |= {name: value for name, value in params.items() if name in points}
-        return self.trace(values, points, x, y, n_data=n_data).log_prob_sum()
+        return torch.as_tensor(self.trace(values, points, x, y, n_data=n_data).log_prob_sum())
 
     def weights(self, values: Mapping[str, Tensor], points: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's parameters at given values of all latents: deterministic sites are worked out.
@@ -249,12 +250,9 @@ class BNN:
         Returns:
             ``{parameter name: weight}``, the parameters without a prior among them.
         """
-        names = set(values)
+        own = {name: value for name, value in points.items() if not name.startswith("likelihood.")}
         program = poutine.condition(self.sample_weights, data=dict(values))
-        program = poutine.block(
-            poutine.substitute(program, data=dict(points)), hide_fn=lambda msg: msg["name"] in names
-        )
-        result: dict[str, Tensor] = program()
+        result: dict[str, Tensor] = poutine.substitute(program, data=own)()
         return result
 
     def copy(self) -> BNN:
@@ -264,6 +262,16 @@ class BNN:
     def learned_prior_scales(self) -> list[str]:
         """The groups whose prior scale is itself random."""
         return [group for group, prior, _ in self._groups if prior is not None and prior.learned_scale()]
+
+
+def _weighted(weight: Tensor | None) -> AbstractContextManager[Any]:
+    """Log-densities times sample weights; rows of weight 0 are masked, since Pyro's scale must be positive."""
+    stack = ExitStack()
+    if weight is not None:
+        there = weight > 0
+        stack.enter_context(poutine.mask(mask=there))
+        stack.enter_context(poutine.scale(scale=torch.where(there, weight, 1.0)))
+    return stack
 
 
 def arguments(x: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
