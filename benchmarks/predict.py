@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py [--rounds 15] [--threads 2] [--json runs/benchmarks/predict.json]
 
-Rounds are interleaved; the ratio is the median over rounds. What drawing costs stands beside it, as do other chunk sizes
-than the one that `predict` chooses.
+Rounds are interleaved; the ratio is the median over rounds. What drawing costs stands beside it, as do other chunk
+sizes than the one that `predict` chooses.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def main() -> None:
             rows.append(row)
             print(f"| {row['work']} | {row['contender']} | {row['ms']:.2f} | {row['to_plain']:.2f} |", flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"torch": torch.__version__, "threads": options.threads, "rows": rows}, indent=2))
+    record = {"torch": torch.__version__, "threads": options.threads, "rows": rows}
+    options.json.write_text(json.dumps(record, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/step.py [--rounds 15] [--threads 2] [--json runs/benchmarks/step.json] [--nets tiny,small]
 
-A step is batch selection, gradient and optimiser, for every contender. Rounds are interleaved: each round times every
-contender in turn, and a ratio is the median over rounds of (contender / plain loop in the same round). Compile times are
-taken with inductor's caches off.
+A step is batch selection, gradient and optimiser, for every contender. Rounds are interleaved: each times every
+contender in turn, and a ratio is the median over rounds of (contender / plain loop in the same round). Compile times
+are taken with inductor's caches off.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Work:
 def mlp(*sizes: int) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
@@ -216,7 +217,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         low, high = row["to_plain_quartiles"]
         lines.append(
-            f"| {row['work']} | {row['contender']} | {row['step_ms']:.3f} | {row['to_plain']:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {row['work']} | {row['contender']} | {row['step_ms']:.3f} "
+            f"| {row['to_plain']:.2f} ({low:.2f} to {high:.2f}) "
             f"| {row['faster_than_pyro']:.1f} | {row['setup_s']:.1f} |"
         )
     return "\n".join(lines)

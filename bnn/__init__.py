@@ -26,7 +26,24 @@ _HOME = {
 }
 _SUBMODULES = ("analysis", "inference", "likelihoods", "plots", "priors")
 
-__all__ = [*sorted(_HOME), *_SUBMODULES]
+__all__ = [
+    "BNN",
+    "MAP",
+    "METHODS",
+    "History",
+    "MeanField",
+    "NonFiniteLossError",
+    "Posterior",
+    "Prediction",
+    "Variational",
+    "analysis",
+    "fit",
+    "inference",
+    "likelihoods",
+    "load",
+    "plots",
+    "priors",
+]
 
 if TYPE_CHECKING:
     from bnn import analysis, inference, likelihoods, plots, priors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,10 +48,10 @@ class Draws(Approximation):
 
     def __init__(self, values: Mapping[str, Tensor]):
         self.values = dict(values)
-        sizes = {tuple(value.shape[:2]) for value in self.values.values()}
+        sizes = {(value.shape[0], value.shape[1]) for value in self.values.values()} or {(1, 1)}
         if len(sizes) > 1:
             raise ValueError(f"sites have different numbers of chains and draws: {sorted(sizes)}")
-        self._shape = sizes.pop() if sizes else (1, 1)
+        (self._shape,) = sizes
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,24 +130,27 @@ def restored(kind: str, tensors: Mapping[str, Tensor], layout: Layout) -> Approx
     """An approximation from what `Approximation.tensors` gave.
 
     Raises:
-        ValueError: The tensors do not fit the layout, with the names and shapes.
+        ValueError: The tensors do not fit the layout, with the names, shapes and dtypes.
     """
-    expected: dict[str, Any]
     if kind == Gaussian.kind:
-        expected = {name: (layout.size,) for name in ("loc", "log_scale")}
-        _check_shapes(tensors, expected, leading=0)
+        vector = torch.empty(layout.size, dtype=layout.dtype)
+        _check_fit(tensors, {"loc": vector, "log_scale": vector}, leading=0)
         return Gaussian(layout, tensors["loc"], tensors["log_scale"])
     if kind == Draws.kind:
-        expected = {site.name: tuple(site.value.shape) for site in layout.sites}
-        _check_shapes(tensors, expected, leading=2)
+        _check_fit(tensors, {site.name: site.value for site in layout.sites}, leading=2)
         return Draws(tensors)
     raise ValueError(f"unknown kind of posterior {kind!r}: it was saved by a newer version of bnn")
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], leading: int) -> None:
+def described(tensor: Tensor, leading: int = 0) -> str:
+    """Shape and dtype in words, without some leading dimensions."""
+    return f"{tuple(tensor.shape[leading:])} of {tensor.dtype}"
+
+
+def _check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], leading: int) -> None:
     if set(tensors) != set(expected):
         raise ValueError(f"saved are {sorted(tensors)}, but this model has {sorted(expected)}")
-    for name, shape in expected.items():
-        got = tuple(tensors[name].shape)
-        if len(got) < leading or got[leading:] != shape:
-            raise ValueError(f"{name!r} was saved with shape {got[leading:]}, but has shape {shape} in this model")
+    for name, like in expected.items():
+        got, ours = described(tensors[name], leading), described(like)
+        if tensors[name].dim() < leading or got != ours:
+            raise ValueError(f"{name!r} was saved with shape {got}, but has shape {ours} in this model")

@@ -1,14 +1,15 @@
-"""What the toolkit needs to know of distributions beyond `torch.distributions`: dtype, structure, closed-form integrals."""
+"""What the toolkit needs of distributions beyond `torch.distributions`: dtype, structure, closed-form integrals."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from pyro import distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
@@ -18,7 +19,8 @@ T = TypeVar("T", bound=Distribution | Transform)
 def cast(fn: T, like: Tensor) -> T:
     """A copy of a distribution (or transform) whose tensors have the dtype and device of `like`.
 
-    ``pyro.distributions.HalfCauchy(1.0)`` is float32 whatever network it is given to; a float64 posterior needs it exact.
+    ``pyro.distributions.HalfCauchy(1.0)`` is float32 whatever network it is given to; a float64 posterior needs it
+    exact.
     """
 
     def convert(value: Any) -> Any:
@@ -35,6 +37,31 @@ def cast(fn: T, like: Tensor) -> T:
     return fn
 
 
+#: Numbers that no positive quantity takes: a support that holds one of them is not one of scales.
+_NEGATIVE = (-1e-6, -1.0, -1e3)
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise unless a number or tensor is positive and finite, or a distribution is one over positive numbers.
+
+    Raises:
+        ValueError: It is none of these, with the name and the value.
+    """
+    if isinstance(value, Distribution):
+        shape = value.batch_shape + value.event_shape
+        support: Any = value.support
+        if support.is_discrete or any(bool(support.check(torch.full(shape, x)).any()) for x in _NEGATIVE):
+            raise ValueError(f"the prior of {name} must be over positive numbers; {value} has support {support}")
+        return
+    try:
+        number = torch.as_tensor(value)
+        fine = bool(((number > 0) & number.isfinite()).all())
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be a positive number, a tensor or a Pyro distribution, not {value!r}") from None
+    if not fine:
+        raise ValueError(f"{name} must be positive and finite, not {value}")
+
+
 def base(fn: Distribution) -> Distribution:
     """The distribution of a single number, under any `Independent` and `Expanded` wrappers."""
     while isinstance(fn, torch.distributions.Independent | dist.ExpandedDistribution):
@@ -42,14 +69,24 @@ def base(fn: Distribution) -> Distribution:
     return fn
 
 
-def expanded(family: type[Distribution], loc: Tensor, scale: Tensor, shape: torch.Size) -> Distribution:
+def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of one shape broadcasts to another shape without enlarging it."""
+    try:
+        return torch.broadcast_shapes(shape, target) == torch.Size(target)
+    except RuntimeError:
+        return False
+
+
+def expanded(
+    family: Callable[[Tensor, Tensor], TorchDistributionMixin], loc: Tensor, scale: Tensor, shape: torch.Size
+) -> TorchDistributionMixin:
     """``family(loc, scale)`` over `shape`, every number its own event dimension, that remembers the small tensors.
 
     Expanded scalars, never full tensors: those would cost two more copies of the weights.
     """
     fn = family(loc.expand(shape), scale.expand(shape))
-    vars(fn)["unexpanded"] = (loc, scale)
-    return fn.to_event(len(shape))  # type: ignore[attr-defined]
+    fn.__dict__["unexpanded"] = (loc, scale)
+    return fn.to_event(len(shape))
 
 
 def loc_and_scale(fn: Distribution) -> tuple[Tensor, Tensor]:

@@ -13,16 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bnn.approximation import Guide, restored
+from bnn.approximation import Guide, described, restored
 from bnn.history import History
 from bnn.layout import Layout
 from bnn.model import BNN
+from bnn.random import isolated
 
 if TYPE_CHECKING:
     from bnn.posterior import Posterior
 
 SCHEMA = 1
 _JSON, _TENSORS = "posterior.json", "posterior.safetensors"
+#: What the JSON file holds, besides the versions that wrote it.
+_TYPES = {
+    "schema": int,
+    "kind": str,
+    "likelihood": str,
+    "sites": dict,
+    "settings": dict,
+    "history": dict,
+    "input_shapes": list | None,
+}
 #: Draws that stand in for a guide, which is code and cannot be saved.
 _GUIDE_DRAWS = 1000
 
@@ -35,21 +46,21 @@ def save(posterior: Posterior, path: str | Path, *, overwrite: bool = False) -> 
     Args:
         posterior: Any. Of a custom guide, its parameters and 1,000 draws are saved.
         path: The folder.
-        overwrite: Replace a posterior that is there.
+        overwrite: Replace a posterior that is there. Nothing else is ever replaced.
 
     Raises:
-        FileExistsError: There is something at `path`.
+        FileExistsError: There is something at `path`; with `overwrite`, something that is more than a posterior.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another folder, or save with overwrite=True")
+    _check_place(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors, kind = _tensors(posterior)
     record = {
         "schema": SCHEMA,
         "kind": kind,
+        **_model_record(posterior.model),
         "settings": posterior.settings,
         "versions": versions(),
         "input_shapes": posterior.input_shapes,
@@ -85,11 +96,15 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
 
     Raises:
         FileNotFoundError: There is no posterior at `path`.
-        ValueError: The files are damaged or of a newer version, or they do not fit the model (names and shapes).
+        ValueError: The files are damaged or of a newer version, or they do not fit the model (names, shapes, dtypes,
+            likelihood).
+        TypeError: `method` is none that has a guide.
     """
+    from bnn.inference import Variational
     from bnn.posterior import Posterior
 
     record, tensors = _read(Path(path))
+    _check_model(record, model)
     layout = Layout(model.sites().latents)
     like = model.like
     groups: dict[str, dict[str, Tensor]] = {
@@ -103,20 +118,22 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
     _check_names("points", groups["points"], {site.name: site.value for site in model.sites().points})
     _check_names("state", groups["state"], model.state())
     if method is not None:
+        if not isinstance(method, Variational):
+            raise TypeError(f"method is the bnn.Variational of a custom guide, not {type(method).__name__}")
         if not groups["guide"]:
             raise ValueError(f"{path} was not fitted with a custom guide: load it without method=")
-        approximation = method.restored_guide(model, groups["guide"])
+        with isolated(0, like.device):  # a guide is made by running it
+            approximation = method.restored_guide(model, groups["guide"])
     else:
         approximation = restored(record["kind"], groups["approximation"], layout)
-    shapes = record["input_shapes"]
     return Posterior(
         model,
         approximation,
         points=groups["points"],
         state=groups["state"],
-        history=History(**groups["history"], **record["history"]),
+        history=_history(record["history"], groups["history"]),
         settings=record["settings"],
-        input_shapes=None if shapes is None else [tuple(shape) for shape in shapes],
+        input_shapes=record["input_shapes"],
     )
 
 
@@ -162,33 +179,89 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         record = json.loads((path / _JSON).read_text(encoding="utf-8"))
         schema = record["schema"]
-        if not isinstance(schema, int) or schema > SCHEMA:
+        if isinstance(schema, int) and schema > SCHEMA:
             raise ValueError(f"{path} was written by a newer bnn (schema {schema}, this one reads {SCHEMA}): upgrade")
-        for key, kind in (("kind", str), ("settings", dict), ("history", dict), ("input_shapes", list | None)):
+        for key, kind in _TYPES.items():
             if not isinstance(record[key], kind):
                 raise TypeError(f"{key} is of the wrong type")
+        record["input_shapes"] = _shapes(record["input_shapes"])
         tensors = load_file(path / _TENSORS)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        _check_history(record["history"], {key for key in tensors if key.startswith("history/")})
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return record, tensors
 
 
+def _shapes(shapes: list[Any] | None) -> list[tuple[int, ...]] | None:
+    if shapes is None:
+        return None
+    if not all(isinstance(shape, list) and all(isinstance(size, int) for size in shape) for shape in shapes):
+        raise TypeError(f"input_shapes are {shapes}")
+    return [tuple(shape) for shape in shapes]
+
+
+def _history(numbers: dict[str, Any], curves: dict[str, Any]) -> History:
+    return History(**numbers, **curves)
+
+
+def _check_history(numbers: dict[str, Any], curves: set[str]) -> None:
+    """Raise `TypeError` for what is no field of a `History`; a field that is missing keeps its default."""
+    for f in fields(History):
+        default = getattr(History(), f.name)
+        kind = int | float if isinstance(default, float) else type(default)
+        if f.name in numbers and not isinstance(numbers[f.name], kind):
+            raise TypeError(f"the history's {f.name} is of the wrong type")
+    unknown = {*numbers, *(name.removeprefix("history/") for name in curves)} - {f.name for f in fields(History)}
+    if unknown:
+        raise TypeError(f"the history has unknown fields {sorted(unknown)}")
+
+
+def _model_record(model: BNN) -> dict[str, Any]:
+    """What a posterior stands on: the likelihood, and the shape, dtype and support of every site."""
+    sites = model.sites()
+    shown = {site.name: f"{described(site.value)} in {site.base_support}" for site in [*sites.latents, *sites.points]}
+    return {"likelihood": repr(model.likelihood), "sites": shown}
+
+
+def _check_model(record: dict[str, Any], model: BNN) -> None:
+    ours = _model_record(model)
+    if record["likelihood"] != ours["likelihood"]:
+        raise ValueError(f"the saved likelihood was {record['likelihood']}, this model has {ours['likelihood']}")
+    was, now = record["sites"], ours["sites"]
+    other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    if other:
+        shown = [f"{name!r} was {was.get(name, 'not there')}, is {now.get(name, 'not there')}" for name in other[:5]]
+        raise ValueError(f"{len(other)} sites do not fit this model: {'; '.join(shown)}")
+
+
 def _check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    theirs = {name: tuple(value.shape) for name, value in got.items()}
-    ours = {name: tuple(value.shape) for name, value in expected.items()}
+    theirs, ours = ({name: described(value) for name, value in tensors.items()} for tensors in (got, expected))
     if theirs != ours:
         raise ValueError(f"the saved {what} do not fit this model: saved {theirs}, expected {ours}")
 
 
 def _swap(new: Path, place: Path) -> None:
     """Put a finished folder in its place; what was there is removed only once the new one stands."""
+    old = new.with_name(f"{new.name}.old")
     if place.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
-        os.replace(place, old / "old")
+        os.replace(place, old)
+    try:
         os.replace(new, place)
-        shutil.rmtree(old)
-    else:
-        os.replace(new, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists: choose another folder, or save with overwrite=True")
+    others = sorted({p.name for p in path.iterdir()} - {_JSON, _TENSORS}) if path.is_dir() else [path.name]
+    if others:
+        raise FileExistsError(f"{path} is more than a posterior and is not overwritten: there is {', '.join(others)}")
 
 
 def _flush(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from bnn.data import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN, arguments
 
-#: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call: Python's
-#: overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
+#: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call:
+#: Python's overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
 #: Measured: docs/design/prediction.md.
 _SMALL_WORK = 50_000
 #: Values of one batched call, so that its activations stay in the cache.
@@ -67,9 +68,7 @@ def _outputs(
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
-def _one_by_one(
-    model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs
-) -> Iterator[Tensor]:
+def _one_by_one(model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs) -> Iterator[Tensor]:
     """One plain call of the module a draw: the tensors are put into it, at the cost of some dictionary entries."""
     names = list(weights)
     args, kwargs = arguments(x)
@@ -96,16 +95,16 @@ class _Places:
             for table, attribute in places:
                 table[attribute] = value
 
-    def read(self) -> list[Tensor]:
+    def read(self) -> list[Any]:
         """What is there."""
         return [places[0][0][places[0][1]] for places in self._places]
 
 
-def _place(net: nn.Module, name: str) -> tuple[dict[str, Tensor | None], str]:
+def _place(net: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     owner, _, attribute = name.rpartition(".")
     module = net.get_submodule(owner)
     table = module._parameters if attribute in module._parameters else module._buffers
-    return table, attribute  # type: ignore[return-value]
+    return cast(dict[str, Any], table), attribute
 
 
 @contextmanager

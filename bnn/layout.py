@@ -23,10 +23,16 @@ class Site:
     @property
     def transform(self) -> Transform:
         """The map from unconstrained numbers to the support."""
+        support = self.base_support
+        return identity_transform if support is constraints.real else biject_to(support)
+
+    @property
+    def base_support(self) -> constraints.Constraint:
+        """Where a single number (or vector) of it may lie."""
         support = self.support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
-        return identity_transform if support is constraints.real else biject_to(support)
+        return support
 
 
 class Layout:

@@ -1,7 +1,8 @@
 """Likelihoods: from a network's outputs to the Pyro distribution of the targets.
 
-Shapes: `n` rows, `k` outputs or classes. A likelihood sees outputs of shape ``(n,)`` or ``(n, k)`` and gives a distribution
-with batch shape ``(n,)`` whose event is the target of one row. It never sees draws: a `bnn.Prediction` stacks them as rows.
+Shapes: `n` rows, `k` outputs or classes. A likelihood sees outputs of shape ``(n,)`` or ``(n, k)`` and gives a
+distribution with batch shape ``(n,)`` whose event is the target of one row. It never sees draws: a `bnn.Prediction`
+stacks them as rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from bnn.distributions import cast
+from bnn.distributions import base, cast, check_positive, fits
 
 # A positive unknown: fixed, a learned point, or a latent with this prior.
 Positive = float | Tensor | TorchDistributionMixin | Literal["learned"]
@@ -41,12 +42,12 @@ class Likelihood(ABC):
         for name, what in unknowns.items():
             if isinstance(what, str) and what != "learned":
                 raise ValueError(f"{name} is a number, a tensor, a Pyro distribution or 'learned', not {what!r}")
-            if isinstance(what, int | float | Tensor) and not bool((torch.as_tensor(what) > 0).all()):
-                raise ValueError(f"{name} must be positive, not {what}")
+            if not isinstance(what, str):
+                check_positive(name, what)
         self._unknowns = unknowns
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={what}' for name, what in self._unknowns.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(what)}' for name, what in self._unknowns.items())})"
 
     def latents(self, like: Tensor) -> dict[str, Tensor]:
         """Sample (or look up) the unknowns in Pyro, once for all rows: ``{"likelihood.NAME": tensor}``.
@@ -75,9 +76,6 @@ class Likelihood(ABC):
     def check(self, outputs: Tensor, y: Tensor) -> None:
         """Raise `ValueError` or `TypeError`, in words, for targets that these outputs cannot be a prediction of."""
 
-    def check_values(self, y: Tensor, num_outputs: int) -> None:
-        """Raise for target values outside the support; `num_outputs` is the size of the outputs' last dimension."""
-
 
 class Gaussian(Likelihood):
     """y = f(x) + noise, with Gaussian noise of one scale: ``y ~ Normal(outputs, scale)``, per output independent.
@@ -98,12 +96,19 @@ class Gaussian(Likelihood):
         return dist.Normal(outputs, latents["likelihood.scale"]).to_event(outputs.dim() - 1)
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
-        """Targets are of exactly the outputs' shape."""
+        """Targets are of exactly the outputs' shape, and the scale is one number or one an output."""
         _check_same_shape(outputs, y)
+        scale = _shape(self._unknowns["scale"])
+        # No dimension of it may fall on the rows, where it would be taken for one scale a row.
+        if not fits(scale, outputs.shape[1:]):
+            raise ValueError(
+                f"the scale of the Gaussian likelihood has shape {scale}, but the network gives "
+                f"{tuple(outputs.shape)}: it is one number, or one an output"
+            )
 
 
 class Categorical(Likelihood):
-    """One of k classes: outputs are unnormalised log-probabilities ``(n, k)``, targets integers 0..k-1 of shape ``(n,)``."""
+    """One of k classes: outputs ``(n, k)`` are unnormalised log-probabilities, targets ``(n,)`` integers in 0..k-1."""
 
     fields = frozenset({"probs", "entropy"})
     labels = True
@@ -129,15 +134,12 @@ class Categorical(Likelihood):
                 f"class labels have shape (n,); y has shape {tuple(y.shape)}, the network gives {tuple(outputs.shape)}"
                 + (": y.squeeze(-1)" if y.shape == (outputs.shape[0], 1) else "")
             )
-        self.check_values(y, outputs.shape[-1])
-
-    def check_values(self, y: Tensor, num_outputs: int) -> None:
-        """Labels lie in 0..k-1."""
-        outside = ((y < 0) | (y >= num_outputs)).nonzero()
+        k = outputs.shape[-1]
+        outside = ((y < 0) | (y >= k)).nonzero()
         if len(outside):
             row = int(outside[0])
             raise ValueError(
-                f"class labels must lie in 0..{num_outputs - 1}, since the network has {num_outputs} outputs; "
+                f"class labels must lie in 0..{k - 1}, since the network has {k} outputs; "
                 f"{len(outside)} rows do not, the first is row {row} with label {y[row].item()}"
             )
 
@@ -157,10 +159,6 @@ class Bernoulli(Likelihood):
     def check(self, outputs: Tensor, y: Tensor) -> None:
         """Targets are 0 or 1, of the outputs' shape."""
         _check_same_shape(outputs, y)
-        self.check_values(y, outputs.shape[-1])
-
-    def check_values(self, y: Tensor, num_outputs: int) -> None:
-        """Every target is 0 or 1."""
         wrong = ((y != 0) & (y != 1)).nonzero()
         if len(wrong):
             where = tuple(wrong[0].tolist())
@@ -179,6 +177,22 @@ def _positive(name: str, what: Positive, like: Tensor) -> Tensor:
         value: Tensor = pyro.sample(name, prior.to_event(len(prior.batch_shape)))
         return value
     return torch.as_tensor(what, dtype=like.dtype, device=like.device)
+
+
+def _shape(what: Positive) -> tuple[int, ...]:
+    """The shape of a positive unknown."""
+    if isinstance(what, TorchDistributionMixin):
+        return (*what.batch_shape, *what.event_shape)
+    return tuple(what.size()) if isinstance(what, Tensor) else ()
+
+
+def _shown(what: Positive) -> str:
+    """A positive unknown in words, all its numbers among them and no device: equal for equal ones."""
+    if isinstance(what, TorchDistributionMixin):
+        fn = base(what)
+        numbers = {name: getattr(fn, name) for name in fn.arg_constraints}
+        return f"{type(fn).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in numbers.items())})"
+    return str(what.tolist()) if isinstance(what, Tensor) else repr(what)
 
 
 def _check_same_shape(outputs: Tensor, y: Tensor) -> None:

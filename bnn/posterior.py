@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from bnn.approximation import Approximation, Values
-from bnn.data import Inputs, as_inputs, check_finite, input_leaves
+from bnn.data import Inputs, check_finite, input_batches, input_leaves, named_leaves, num_rows
 from bnn.forward import forward_over_draws
 from bnn.history import History
 from bnn.model import BNN
 from bnn.prediction import Prediction
-from bnn.random import isolated
+from bnn.random import isolated, other_seed
 
 if TYPE_CHECKING:
     import xarray
@@ -55,7 +54,7 @@ class Posterior:
         self.model.net.eval()  # no dropout and no batch statistics in predictions, whatever mode the net was left in
         self.approximation = approximation
         self.points = {name: value.detach().clone() for name, value in points.items()}
-        self.state = dict(state)
+        self.state = {name: value.detach().clone() for name, value in state.items()}
         self.history = history or History()
         self.settings = dict(settings or {})
         self.input_shapes = input_shapes
@@ -79,8 +78,8 @@ class Posterior:
 
         Args:
             num: How many; ``None``: all of a finite posterior, 200 of a continuous one.
-            seed: Of the draws; a finite posterior gives `num` evenly spaced ones instead. Draw i does not depend on
-                `num`.
+            seed: Of a continuous posterior's draws, of which draw i does not depend on `num`. A finite one has no use
+                for it: it gives `num` of its draws, evenly spaced over all chains.
 
         Raises:
             ValueError: More draws than a finite posterior has. They are not drawn twice.
@@ -91,7 +90,8 @@ class Posterior:
             raise ValueError(f"the number of draws is at least 1, not {num}")
         if have is not None and num > have:
             raise ValueError(f"this posterior has {have} draws; {num} cannot be taken without repeating some")
-        with torch.no_grad(), isolated(seed, self.model.like.device), pyro.validation_enabled(False):
+        device = self.model.like.device
+        with torch.no_grad(), isolated(other_seed(seed, "draws"), device), pyro.validation_enabled(False):
             values = self.approximation.sample(num)
             if all(name in values or name in self.points for name in self._names):
                 return values
@@ -118,49 +118,60 @@ class Posterior:
         """The predictive distribution at x.
 
         Args:
-            x: Inputs as in the fit: tensors or arrays, rows first, or a loader (targets that it gives are left out).
+            x: Inputs as in the fit: tensors or arrays, rows first; a Dataset or a loader, which is read batch by batch
+                (targets that it gives are left out).
             draws: How many, as in `draws`; or draws that were taken before.
             seed: Of the draws.
             at_once: Draws a call of the network; results do not depend on it.
 
         Raises:
-            ValueError: Inputs that the network cannot take, or NaN and infinite values in them (with the rows).
+            ValueError: Inputs that the network cannot take, or NaN and infinite values in them (with the rows); draws
+                that lack a site, or of different numbers.
         """
-        values = draws if isinstance(draws, Mapping) else self.draws(draws, seed)
+        if at_once is not None and at_once < 1:
+            raise ValueError(f"at_once is at least 1, not {at_once}")
+        values = self._checked(draws) if isinstance(draws, Mapping) else self.draws(draws, seed)
         num = len(next(iter(values.values()))) if values else 1
         weights = {name: values[name] for name in self._names if name in values}
         shared = {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
-        with pyro.validation_enabled(False):
-            parts = [self._outputs(weights, shared, inputs, num, at_once) for inputs in self._batches(x)]
-        if not parts:
-            raise ValueError("x is empty: there is no row to predict")
+        # A DataLoader takes a number from torch's random state whenever it is iterated over.
+        with pyro.validation_enabled(False), isolated(device=self.model.like.device):
+            count = None if self.input_shapes is None else len(self.input_shapes)
+            batches = input_batches(x, self.model.like, count)
+            parts = [self._outputs(weights, shared, inputs, num, at_once) for inputs in batches]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return Prediction(self.model.likelihood, outputs, self._likelihood_latents(values, num))
 
     def _outputs(self, weights: Values, shared: Values, x: Inputs, num: int, at_once: int | None) -> Tensor:
-        for leaf in input_leaves(x):
-            check_finite(leaf, "x")
+        for name, leaf in named_leaves(x):
+            check_finite(leaf, name)
+        got = [tuple(leaf.shape[1:]) for leaf in input_leaves(x)]
+        known = got if self.input_shapes is None else self.input_shapes
+        other = f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(known)}"
+        if [len(shape) for shape in got] != [len(shape) for shape in known]:
+            raise ValueError(other)
         try:
-            return forward_over_draws(self.model, weights, shared, x, num, at_once)
-        except (RuntimeError, ValueError, IndexError) as error:
-            got = [tuple(leaf.shape[1:]) for leaf in input_leaves(x)]
-            if self.input_shapes is None or got == self.input_shapes:
+            outputs = forward_over_draws(self.model, weights, shared, x, num, at_once)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            if got == known:
                 raise
+            raise ValueError(other) from error
+        if outputs.dim() < 2 or outputs.shape[1] != num_rows(x):
             raise ValueError(
-                f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(self.input_shapes)}"
-            ) from error
+                f"the network gives outputs of shape {tuple(outputs.shape[1:])} for {num_rows(x)} rows of x"
+            )
+        return outputs
 
-    def _batches(self, x: Any) -> Iterator[Inputs]:
-        like = self.model.like
-        if isinstance(x, Tensor | np.ndarray | tuple | list | Mapping) or not isinstance(x, Iterable):
-            inputs = as_inputs(x, like)
-            if len(input_leaves(inputs)[0]):
-                yield inputs
-            return
-        for item in x:
-            if isinstance(item, tuple | list):
-                item = item[0] if len(item) <= 2 else tuple(item[:-1])
-            yield as_inputs(item, like)
+    def _checked(self, draws: Mapping[str, Tensor]) -> Values:
+        """Draws that a caller has brought."""
+        sites = [site.name for site in self.model.sites().latents if site.name.startswith("likelihood.")]
+        missing = [name for name in [*self._names, *sites] if name not in draws and name not in self.points]
+        if missing:
+            raise ValueError(f"these draws lack {missing}")
+        sizes = {name: len(value) for name, value in draws.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"these draws differ in number: {sizes}")
+        return dict(draws)
 
     def _likelihood_latents(self, values: Mapping[str, Tensor], num: int) -> Values:
         """The likelihood's unknowns under each draw, fixed and learned ones repeated."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from bnn.data import as_tensor, check_finite
 from bnn.distributions import base
 from bnn.likelihoods import Likelihood
-from bnn.random import isolated
+from bnn.random import isolated, other_seed
 
 _BISECTIONS = 40  # halves the bracket to 1e-12 of its width
 _CHUNK = 4_000_000  # numbers at a time where a computation goes over draws, rows and levels
@@ -92,6 +92,7 @@ class Prediction:
     @property
     def std(self) -> Tensor:
         """Standard deviation of y, noise included, in the units of y; the shape of `mean`."""
+        self._needs("variance", "std")
         return self.variance.total.sqrt()
 
     @cached_property
@@ -120,7 +121,7 @@ class Prediction:
         """
         self._needs("quantile")
         levels = torch.as_tensor(q, dtype=self.outputs.dtype, device=self.outputs.device)
-        if bool(((levels <= 0) | (levels >= 1)).any()):
+        if not bool(((levels > 0) & (levels < 1)).all()):
             raise ValueError(f"quantile levels lie strictly between 0 and 1, not {q}")
         step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
         return torch.stack(
@@ -143,20 +144,21 @@ class Prediction:
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """The equal-tailed interval that holds y with this probability: lower and upper ends, shaped as `mean`."""
+        self._needs("quantile", "interval")
         if not 0 < level < 1:
             raise ValueError(f"an interval's level lies strictly between 0 and 1, not {level}")
         low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
         return low, high
 
     def sample(self, num: int, seed: int = 0) -> Tensor:
-        """Draws of y, ``(num, n)`` or ``(num, n, k)``: each from one draw of the weights for all rows, so they are joint.
+        """Draws of y, ``(num, n)`` or ``(num, n, k)``: each from one draw of the weights for all rows, so joint.
 
         With `num` up to s every draw of the weights is used at most once.
         """
         if num < 1:
             raise ValueError(f"sample draws at least once, not {num} times")
         s, device = self.num_draws, self.outputs.device
-        with isolated(seed, device):
+        with isolated(other_seed(seed, "noise"), device):
             chosen = torch.cat([torch.randperm(s, device=device) for _ in range(-(-num // s))])[:num]
             drawn = self.distribution(draws=chosen).sample()
         return drawn.reshape(num, self.num_rows, *drawn.shape[1:])
@@ -185,7 +187,10 @@ class Prediction:
     def _over_draws(self, value: Tensor) -> Tensor:
         return value.reshape(self.num_draws, self.num_rows, *value.shape[1:])
 
-    def _needs(self, field: str) -> None:
+    def _needs(self, field: str, asked: str | None = None) -> None:
+        """Raise where the likelihood lacks a field that `asked` (itself, if not given) stands on."""
         if field not in self.likelihood.fields:
             have = ", ".join(sorted(self.likelihood.fields | {"log_prob", "sample"}))
-            raise AttributeError(f"a prediction under {type(self.likelihood).__name__} has no {field}: it has {have}")
+            raise AttributeError(
+                f"a prediction under {type(self.likelihood).__name__} has no {asked or field}: it has {have}"
+            )

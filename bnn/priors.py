@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyro
 import torch
 from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Distribution
 
-from bnn.distributions import cast, expanded
+from bnn.distributions import cast, check_positive, expanded, fits
 
 LossKind = Literal["mean", "sum", "mse"]
 
@@ -62,20 +63,23 @@ def fan_in(shape: torch.Size | tuple[int, ...]) -> int:
 def loss_factor(loss: LossKind, n_data: int, noise_scale: float | None, num_outputs: int) -> float:
     """How much larger the user's loss is than the mean negative log-likelihood per row (constants aside).
 
-    ``"mean"``: 1. ``"sum"`` over all rows: N. ``"mse"`` (``torch.nn.MSELoss``, a mean over rows *and* outputs): under
-    Gaussian noise the negative log-likelihood of a row is |y - f|^2 / (2 noise_scale^2), so 2 noise_scale^2 / outputs.
+    A row's negative log-likelihood is the sum over its targets. ``"sum"`` over all rows: N. ``"mean"``, over rows *and*
+    over the targets of a row, if it has several: 1 / num_outputs. ``"mse"`` (``torch.nn.MSELoss``, the same mean):
+    under Gaussian noise the negative log-likelihood of a row is |y - f|^2 / (2 noise_scale^2), so
+    2 noise_scale^2 / num_outputs.
     """
-    if n_data < 1:
-        raise ValueError(f"n_data is the number of training rows and must be at least 1, not {n_data}")
+    if loss not in ("mean", "sum", "mse"):
+        raise ValueError(f"loss is 'mean', 'sum' or 'mse', not {loss!r}")
+    for name, count in (("n_data, the number of training rows,", n_data), ("num_outputs", num_outputs)):
+        if not count >= 1:
+            raise ValueError(f"{name} is at least 1, not {count}")
     if loss == "mse":
-        if noise_scale is None or noise_scale <= 0:
+        if noise_scale is None or not 0 < noise_scale < math.inf:
             raise ValueError("a squared-error loss needs noise_scale > 0, the noise scale of the Gaussian likelihood")
         return 2 * noise_scale**2 / num_outputs
     if noise_scale is not None:
         raise ValueError(f"noise_scale belongs to loss='mse'; the loss {loss!r} already contains it")
-    if loss not in ("mean", "sum"):
-        raise ValueError(f"loss is 'mean', 'sum' or 'mse', not {loss!r}")
-    return 1.0 if loss == "mean" else float(n_data)
+    return 1 / num_outputs if loss == "mean" else float(n_data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +101,21 @@ class LocationScale(Prior):
     loc: float | Tensor = 0.0
     centred: bool = True
 
-    family: ClassVar[type[TorchDistributionMixin]]
+    @property
+    @abstractmethod
+    def family(self) -> Callable[[Tensor, Tensor], TorchDistributionMixin]:
+        """The distribution, called with a location and a scale."""
 
     def __post_init__(self) -> None:
         if isinstance(self.scale, str) and self.scale != "fan_in":
             raise ValueError(f"scale is a number, a tensor, a Pyro distribution or 'fan_in', not {self.scale!r}")
-        if not isinstance(self.scale, str) and self.gain != 1.0:
+        if isinstance(self.gain, Tensor | str):
+            raise ValueError(f"gain is a number or a Pyro distribution, not {self.gain!r}")
+        if not isinstance(self.scale, str) and (isinstance(self.gain, Distribution) or self.gain != 1.0):
             raise ValueError("gain belongs to scale='fan_in'")
-        for name, value in (("scale", self.scale), ("gain", self.gain)):
-            if isinstance(value, int | float | Tensor) and not bool((torch.as_tensor(value) > 0).all()):
-                raise ValueError(f"{name} must be positive, not {value}")
+        check_positive("scale" if self._base_scale is self.scale else "gain", self._base_scale)
+        if not bool(torch.as_tensor(self.loc).isfinite().all()):
+            raise ValueError(f"loc must be finite, not {self.loc}")
 
     def learned_scale(self) -> bool:
         """Whether the scale (or the gain of a fan-in scale) has a hyper-prior."""
@@ -121,13 +130,15 @@ class LocationScale(Prior):
         like = next(iter(params.values()))
         base = self._base_scale
         if isinstance(base, TorchDistributionMixin):
-            base = pyro.sample(f"prior.{group}.scale", cast(base, like))
+            # One event, however many numbers: Pyro takes other dimensions for undeclared plates.
+            base = pyro.sample(f"prior.{group}.scale", cast(base.to_event(len(base.batch_shape)), like))
         # One tensor for the whole group, so that its log-density is computed in one piece (bnn.inference.divergence).
         scale = torch.as_tensor(base, dtype=like.dtype, device=like.device)
         loc = torch.as_tensor(self.loc, dtype=like.dtype, device=like.device)
         return {name: self._sample(name, param, loc, scale) for name, param in params.items()}
 
     def _sample(self, name: str, param: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        loc, scale = loc.to(param), scale.to(param)  # where the parameters of a group differ in dtype or device
         if isinstance(self.scale, str) and (inputs := fan_in(param.shape)) > 1:
             scale = scale / math.sqrt(inputs)
         for what, value in (("scale", scale), ("loc", loc)):
@@ -167,15 +178,17 @@ class Normal(LocationScale):
         """The Gaussian prior that ``torch.optim.SGD(weight_decay=...)`` amounts to.
 
         The penalised loss is ``c * (mean NLL) + (weight_decay / 2) |w|^2``, where c depends on the loss (see
-        `loss_factor`); dividing by c and multiplying by N gives ``scale^2 = c / (N * weight_decay)``. For ``"mse"``
-        SGD also takes steps c times those on the mean NLL: divide its learning rate by c to follow it.
+        `loss_factor`); dividing by c and multiplying by N gives ``scale^2 = c / (N * weight_decay)``. On that loss SGD
+        takes steps c times those on the mean NLL: multiply the learning rate by c to follow it with `bnn.MAP`.
 
         Args:
             weight_decay: As in PyTorch: ``weight_decay * w`` is added to the gradient. Positive.
             n_data: Number of training rows N.
-            loss: ``"mean"`` NLL over rows (``CrossEntropyLoss``'s default), ``"sum"``, or ``"mse"`` (``MSELoss``).
+            loss: ``"mean"`` of the NLL (``CrossEntropyLoss``, ``BCEWithLogitsLoss`` by default), its ``"sum"`` over all
+                rows, or ``"mse"`` (``MSELoss``).
             noise_scale: For ``"mse"``: the noise scale that the Gaussian likelihood is given, in units of y.
-            num_outputs: For ``"mse"``: outputs a row, over which ``MSELoss`` also averages.
+            num_outputs: Targets a row, over which ``MSELoss`` and ``BCEWithLogitsLoss`` also average: k for targets of
+                shape ``(n, k)``; 1 for class labels, however many classes.
 
         Raises:
             ValueError: A penalty that is not positive, or arguments that contradict each other.
@@ -227,11 +240,7 @@ def _check_penalty(name: str, value: float) -> None:
 
 
 def _check_fits(what: str, value: Tensor, name: str, param: Tensor) -> None:
-    try:
-        fits = torch.broadcast_shapes(value.shape, param.shape) == param.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not fits(value.shape, param.shape):
         raise ValueError(
             f"the prior's {what} has shape {tuple(value.shape)}, which does not broadcast to parameter "
             f"{name!r} of shape {tuple(param.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,15 @@ import torch
 def fresh_seed() -> int:
     """A seed from the operating system; torch's own generators are not asked, so they do not move."""
     return secrets.randbelow(2**63)
+
+
+def other_seed(seed: int, purpose: str) -> int:
+    """A seed for another purpose, so that two uses of one seed do not meet the same random numbers.
+
+    Draws of the weights, noise on top of them, and the data of somebody who said ``torch.manual_seed(0)`` would else be
+    the same numbers, and correlated.
+    """
+    return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
@@ -26,7 +36,7 @@ def isolated(seed: int | None = None, device: torch.device | str = "cpu") -> Ite
     generators = [torch.default_generator]
     if device.type == "cuda":
         torch.cuda.init()
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = torch.cuda.current_device() if device == torch.device("cuda") else device.index
         generators.append(torch.cuda.default_generators[index])
     elif device.type == "mps":
         generators.append(torch.mps._get_default_mps_generator())
