@@ -5,36 +5,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
-    SubsetRandomSampler,
     TensorDataset,
-    WeightedRandomSampler,
 )
 
+from bnn.inputs import (
+    ArrayLike,
+    Inputs,
+    as_inputs,
+    as_loader,
+    as_tensor,
+    check_finite,
+    input_leaves,
+    named_leaves,
+)
 from bnn.likelihoods import Likelihood
 
-Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Data = Any  # (x, y) of tensors or arrays, a torch Dataset, or a loader
-
-#: Rows at a time where a Dataset is only read.
-_READ_ROWS = 1024
-_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
-
-
-@runtime_checkable
-class _ArrayLike(Protocol):
-    """Arrays, tensors, data frames: a data frame can be iterated over too, but gives the names of its columns."""
-
-    def __array__(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -187,11 +181,11 @@ def as_source(
         raise TypeError(f"data is (x, y), not a tuple of {len(data)}; several inputs go together, as in ((x1, x2), y)")
     if isinstance(data, Iterator):
         raise TypeError(f"data of type {type(data).__name__} can be read only once: give a Dataset or a DataLoader")
-    if not isinstance(data, Iterable | Dataset) or isinstance(data, str | bytes | Mapping | _ArrayLike):
+    if not isinstance(data, Iterable | Dataset) or isinstance(data, str | bytes | Mapping | ArrayLike):
         raise TypeError(f"data is (x, y), a torch Dataset or a DataLoader, not {type(data).__name__}")
     rows = _loader_rows(data, n_data)
     if isinstance(data, Dataset):
-        data = _loader(data, min(batch_size or rows, rows), shuffle=not isinstance(data, IterableDataset))
+        data = as_loader(data, min(batch_size or rows, rows), shuffle=not isinstance(data, IterableDataset))
     return LoaderSource(data, rows, lambda item: _from_item(item, likelihood, like))
 
 
@@ -214,122 +208,6 @@ def as_batch(x: Any, y: Any, likelihood: Likelihood, like: Tensor, weight: Any =
         least = "" if weights.dim() != 1 else f" and its smallest number is {weights.min().item():.4g}"
         raise ValueError(f"weight is one non-negative number a row; it has shape {tuple(weights.shape)}{least}")
     return Batch(inputs, targets, weight=weights)
-
-
-def as_inputs(x: Any, like: Tensor) -> Inputs:
-    """Inputs of any accepted form as tensors: floats in the dtype of `like`, all on its device."""
-    if isinstance(x, Mapping | tuple) and not x:
-        raise ValueError(f"x is an empty {type(x).__name__}: it holds no input")
-    if isinstance(x, Mapping):
-        return {name: as_tensor(value, f"x[{name!r}]", like) for name, value in x.items()}
-    if isinstance(x, tuple):
-        return tuple(as_tensor(value, f"x[{i}]", like) for i, value in enumerate(x))
-    return as_tensor(x, "x", like)
-
-
-def as_tensor(value: Any, name: str, like: Tensor) -> Tensor:
-    """A tensor on the device of `like`; floating values take its dtype."""
-    try:
-        tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(_array(value))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} cannot be read as numbers: {error}") from None
-    if tensor.is_complex():
-        raise TypeError(f"{name} has complex numbers ({tensor.dtype})")
-    return tensor.to(device=like.device, dtype=like.dtype if tensor.is_floating_point() else None)
-
-
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    """An array that torch can share; one that it cannot (read-only, reversed, of foreign byte order) is copied."""
-    array = np.asarray(value)
-    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
-
-
-def input_batches(x: Any, like: Tensor, num_inputs: int | None) -> Iterator[Inputs]:
-    """The inputs alone, all at once where they are arrays, else batch by batch from a Dataset or a loader.
-
-    Args:
-        x: Inputs, or what gives ``x``, ``(x, y)`` or ``(x1, x2, ..., y)``.
-        like: Gives dtype and device.
-        num_inputs: How many of a loader's parts are inputs, where that is known; else all but the last.
-
-    Raises:
-        ValueError: Inputs with different numbers of rows, or none at all; a loader that shuffles.
-    """
-    if isinstance(x, Dataset):
-        x = _loader(x, _READ_ROWS, shuffle=False)
-    if isinstance(x, DataLoader) and isinstance(x.sampler, _SHUFFLING):
-        raise ValueError(
-            "x is a DataLoader that shuffles: its rows come in another order each time. Give shuffle=False"
-        )
-    empty = True
-    if isinstance(x, _ArrayLike | tuple | list | Mapping) or not isinstance(x, Iterable):
-        x = [x]
-    else:
-        x = (_without_target(item, num_inputs) for item in x)
-    for item in x:
-        inputs = as_inputs(item, like)
-        if num_rows(inputs):
-            empty = False
-            yield inputs
-    if empty:
-        raise ValueError("x is empty: there is no row to predict")
-
-
-def num_rows(x: Inputs) -> int:
-    """The number of rows that all parts of an input have.
-
-    Raises:
-        ValueError: They differ, or there is a single number, with the shapes.
-    """
-    shapes = [(name, tuple(leaf.shape)) for name, leaf in named_leaves(x)]
-    if any(not shape for _, shape in shapes) or len({shape[0] for _, shape in shapes}) > 1:
-        raise ValueError(
-            f"inputs have rows first and equally many: {', '.join(f'{n} has shape {s}' for n, s in shapes)}"
-        )
-    return shapes[0][1][0]
-
-
-def input_leaves(x: Inputs) -> list[Tensor]:
-    """The tensors of an input."""
-    return list(x.values()) if isinstance(x, Mapping) else list(x) if isinstance(x, tuple) else [x]
-
-
-def slice_inputs(x: Inputs, rows: slice) -> Inputs:
-    """Some rows of an input."""
-    if isinstance(x, Mapping):
-        return {name: value[rows] for name, value in x.items()}
-    return tuple(value[rows] for value in x) if isinstance(x, tuple) else x[rows]
-
-
-def check_finite(tensor: Tensor, name: str) -> None:
-    """Raise `ValueError` with the rows that hold NaN or infinite values."""
-    if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
-        return
-    rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
-    where = rows.nonzero().flatten().tolist()
-    shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
-    raise ValueError(f"{name} has NaN or infinite values in {len(where)} of {len(rows)} rows: {shown}")
-
-
-def named_leaves(x: Inputs) -> list[tuple[str, Tensor]]:
-    """The tensors of an input with their names for messages."""
-    if isinstance(x, Mapping):
-        return [(f"x[{name!r}]", leaf) for name, leaf in x.items()]
-    return [(f"x[{i}]", leaf) for i, leaf in enumerate(x)] if isinstance(x, tuple) else [("x", x)]
-
-
-def _without_target(item: Any, num_inputs: int | None) -> Any:
-    """The inputs of a loader's item."""
-    if not isinstance(item, tuple | list):
-        return item
-    count = 1 if isinstance(item[0], Mapping) else num_inputs or max(1, len(item) - 1)
-    return item[0] if count == 1 else tuple(item[:count])
-
-
-def _loader(dataset: Dataset[Any], batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
-    if not isinstance(dataset, Sized | IterableDataset):
-        raise TypeError(f"the Dataset {type(dataset).__name__} has no length: it needs __len__, or give a DataLoader")
-    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
 
 
 def _from_item(item: Any, likelihood: Likelihood, like: Tensor) -> Batch:

@@ -77,6 +77,15 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
         return False
 
 
+def in_words(value: object) -> str:
+    """A setting in words with all its numbers (of a distribution, of a tensor) and no device: equal for equal ones."""
+    if isinstance(value, Distribution):
+        fn = base(value)
+        numbers = ", ".join(f"{name}={in_words(getattr(fn, name))}" for name in fn.arg_constraints)
+        return f"{type(fn).__name__}({numbers})"
+    return str(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
 def expanded(
     family: Callable[[Tensor, Tensor], TorchDistributionMixin], loc: Tensor, scale: Tensor, shape: torch.Size
 ) -> TorchDistributionMixin:

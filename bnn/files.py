@@ -28,6 +28,7 @@ _JSON, _TENSORS = "posterior.json", "posterior.safetensors"
 _TYPES = {
     "schema": int,
     "kind": str,
+    "prior": str,
     "likelihood": str,
     "sites": dict,
     "settings": dict,
@@ -217,16 +218,17 @@ def _check_history(numbers: dict[str, Any], curves: set[str]) -> None:
 
 
 def _model_record(model: BNN) -> dict[str, Any]:
-    """What a posterior stands on: the likelihood, and the shape, dtype and support of every site."""
+    """What a posterior stands on: prior, likelihood, and the shape, dtype and support of every site."""
     sites = model.sites()
     shown = {site.name: f"{described(site.value)} in {site.base_support}" for site in [*sites.latents, *sites.points]}
-    return {"likelihood": repr(model.likelihood), "sites": shown}
+    return {"prior": repr(model.prior), "likelihood": repr(model.likelihood), "sites": shown}
 
 
 def _check_model(record: dict[str, Any], model: BNN) -> None:
     ours = _model_record(model)
-    if record["likelihood"] != ours["likelihood"]:
-        raise ValueError(f"the saved likelihood was {record['likelihood']}, this model has {ours['likelihood']}")
+    for what in ("prior", "likelihood"):
+        if record[what] != ours[what]:
+            raise ValueError(f"the saved {what} was {record[what]}, this model has {ours[what]}")
     was, now = record["sites"], ours["sites"]
     other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if other:

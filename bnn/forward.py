@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bnn.data import Inputs, input_leaves, slice_inputs
+from bnn.inputs import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN, arguments
 
 #: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call:
@@ -122,5 +122,5 @@ def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) ->
     # vmap has no rule for the fused kernels of LSTM, GRU and RNN, and turns convolutions into slow grouped ones.
     if any(isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd) for module in net.modules()):
         return 1
-    work = max(1, rows) * sum(value[0].numel() for value in weights.values())
+    work = max(1, rows) * max(1, sum(value[0].numel() for value in weights.values()))
     return max(1, _BATCHED_WORK // work) if work <= _SMALL_WORK else 1

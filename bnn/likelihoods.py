@@ -18,7 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from bnn.distributions import base, cast, check_positive, fits
+from bnn.distributions import cast, check_positive, fits, in_words
 
 # A positive unknown: fixed, a learned point, or a latent with this prior.
 Positive = float | Tensor | TorchDistributionMixin | Literal["learned"]
@@ -47,7 +47,9 @@ class Likelihood(ABC):
         self._unknowns = unknowns
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_shown(what)}' for name, what in self._unknowns.items())})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={in_words(what)}' for name, what in self._unknowns.items())})"
+        )
 
     def latents(self, like: Tensor) -> dict[str, Tensor]:
         """Sample (or look up) the unknowns in Pyro, once for all rows: ``{"likelihood.NAME": tensor}``.
@@ -184,15 +186,6 @@ def _shape(what: Positive) -> tuple[int, ...]:
     if isinstance(what, TorchDistributionMixin):
         return (*what.batch_shape, *what.event_shape)
     return tuple(what.size()) if isinstance(what, Tensor) else ()
-
-
-def _shown(what: Positive) -> str:
-    """A positive unknown in words, all its numbers among them and no device: equal for equal ones."""
-    if isinstance(what, TorchDistributionMixin):
-        fn = base(what)
-        numbers = {name: getattr(fn, name) for name in fn.arg_constraints}
-        return f"{type(fn).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in numbers.items())})"
-    return str(what.tolist()) if isinstance(what, Tensor) else repr(what)
 
 
 def _check_same_shape(outputs: Tensor, y: Tensor) -> None:

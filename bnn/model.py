@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from bnn.data import Inputs
+from bnn.inputs import Inputs
 from bnn.layout import Site
 from bnn.likelihoods import Likelihood
 from bnn.priors import Prior
@@ -119,6 +119,8 @@ class BNN:
                 self.likelihood.check(outputs, y)
         fn = self.likelihood.distribution(outputs, latents)
         n = outputs.shape[0]
+        if n_data is not None and n_data < n:
+            raise ValueError(f"n_data, the rows of the whole set, is {n_data}, but this batch alone has {n}")
         if rows is None and n_data is not None:
             rows = torch.arange(n, device=outputs.device)
         with pyro.plate("data", n_data or n, subsample=rows), _weighted(weight):
@@ -149,12 +151,18 @@ class BNN:
         """The part of what the network returns that is its output.
 
         Raises:
-            TypeError: It returns several things, and `output` does not say which.
+            TypeError: It returns several things, and `output` does not say which, or names none of them.
         """
         if callable(self.output):
             result = self.output(result)
         elif self.output is not None:
-            result = result[self.output]
+            if isinstance(result, Tensor):
+                raise TypeError(f"the network returns a tensor: output={self.output!r} would take it apart")
+            try:
+                result = result[self.output]
+            except (KeyError, IndexError, TypeError) as error:
+                have = list(result) if isinstance(result, Mapping) else f"a {type(result).__name__}"
+                raise TypeError(f"output={self.output!r} is no part of what the network returns: {have}") from error
         if not isinstance(result, Tensor):
             raise TypeError(
                 f"the network returns a {type(result).__name__}; say which part is the output with "
@@ -232,7 +240,7 @@ class BNN:
             n_data: N of the whole set, when (x, y) is a batch.
 
         Raises:
-            ValueError: A latent site is missing, or a name is no site.
+            ValueError: A latent site is missing, a name is no site, or a value has the wrong shape.
         """
         sites = self.sites()
         latent = {site.name for site in sites.latents}
@@ -240,6 +248,10 @@ class BNN:
         missing, unknown = latent - set(params), set(params) - latent - set(points)
         if missing or unknown:
             raise ValueError(f"log_joint: missing sites {sorted(missing)}, unknown names {sorted(unknown)}")
+        for site in [*sites.latents, *sites.points]:
+            if site.name in params and params[site.name].shape != site.value.shape:
+                got, expected = tuple(params[site.name].shape), tuple(site.value.shape)
+                raise ValueError(f"log_joint: {site.name!r} has shape {got}, it should have {expected}")
         values = {name: value for name, value in params.items() if name in latent}
         points |= {name: value for name, value in params.items() if name in points}
         return torch.as_tensor(self.trace(values, points, x, y, n_data=n_data).log_prob_sum())
@@ -257,7 +269,11 @@ class BNN:
 
     def copy(self) -> BNN:
         """A model with its own copy of the network, so that nothing done to it reaches the user's."""
-        return BNN(copy.deepcopy(self.net), self.prior, self.likelihood, output=self.output)
+        other = copy.copy(self)  # what __init__ has checked need not be checked again
+        other.net = copy.deepcopy(self.net)
+        params = {name: p for name, p in other.net.named_parameters() if p.requires_grad}
+        other._groups = [(group, prior, {name: params[name] for name in own}) for group, prior, own in self._groups]
+        return other
 
     def learned_prior_scales(self) -> list[str]:
         """The groups whose prior scale is itself random."""
@@ -269,7 +285,7 @@ def _weighted(weight: Tensor | None) -> AbstractContextManager[Any]:
     stack = ExitStack()
     if weight is not None:
         there = weight > 0
-        stack.enter_context(poutine.mask(mask=there))
+        stack.enter_context(poutine.mask(mask=cast(torch.BoolTensor, there)))
         stack.enter_context(poutine.scale(scale=torch.where(there, weight, 1.0)))
     return stack
 
@@ -332,6 +348,10 @@ def _group_name(pattern: str, taken: list[str]) -> str:
 def _check_names(params: Mapping[str, nn.Parameter]) -> None:
     if not params:
         raise ValueError("the network has no parameters with requires_grad=True: there is nothing to infer")
-    for name in params:
+    for name, param in params.items():
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"the network's parameter {name!r} is of a lazy module and has no shape yet: run one batch through"
+            )
         if name in ("y", "data") or name.startswith(("likelihood.", "prior.")):
             raise ValueError(f"the network's parameter {name!r} bears a name that the model needs: rename it")

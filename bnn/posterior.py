@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bnn.approximation import Approximation, Values
-from bnn.data import Inputs, check_finite, input_batches, input_leaves, named_leaves, num_rows
 from bnn.forward import forward_over_draws
 from bnn.history import History
+from bnn.inputs import Inputs, check_finite, input_batches, named_leaves, num_rows, row_shapes
 from bnn.model import BNN
 from bnn.prediction import Prediction
 from bnn.random import isolated, other_seed
@@ -145,7 +145,7 @@ class Posterior:
     def _outputs(self, weights: Values, shared: Values, x: Inputs, num: int, at_once: int | None) -> Tensor:
         for name, leaf in named_leaves(x):
             check_finite(leaf, name)
-        got = [tuple(leaf.shape[1:]) for leaf in input_leaves(x)]
+        got = row_shapes(x)
         known = got if self.input_shapes is None else self.input_shapes
         other = f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(known)}"
         if [len(shape) for shape in got] != [len(shape) for shape in known]:

@@ -11,8 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from bnn.data import as_tensor, check_finite
 from bnn.distributions import base
+from bnn.inputs import as_tensor, check_finite
 from bnn.likelihoods import Likelihood
 from bnn.random import isolated, other_seed
 

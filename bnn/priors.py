@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import pyro
@@ -27,7 +27,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution
 
-from bnn.distributions import cast, check_positive, expanded, fits
+from bnn.distributions import cast, check_positive, expanded, fits, in_words
 
 LossKind = Literal["mean", "sum", "mse"]
 
@@ -82,7 +82,7 @@ def loss_factor(loss: LossKind, n_data: int, noise_scale: float | None, num_outp
     return 1 / num_outputs if loss == "mean" else float(n_data)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LocationScale(Prior):
     """What `Normal` and `Laplace` share: a location, a scale, and how the scale follows from fan-in or a hyper-prior.
 
@@ -116,6 +116,10 @@ class LocationScale(Prior):
         check_positive("scale" if self._base_scale is self.scale else "gain", self._base_scale)
         if not bool(torch.as_tensor(self.loc).isfinite().all()):
             raise ValueError(f"loc must be finite, not {self.loc}")
+
+    def __repr__(self) -> str:
+        changed = [f for f in fields(self) if getattr(self, f.name) is not f.default]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={in_words(getattr(self, f.name))}' for f in changed)})"
 
     def learned_scale(self) -> bool:
         """Whether the scale (or the gain of a fan-in scale) has a hyper-prior."""

@@ -42,7 +42,7 @@ def check_mean_field(**settings: object) -> None:
     """The known answer: the exact mean, and variances 1 / diag(precision) (Bishop 2006, section 10.1.2).
 
     The error bar comes from independent seeds: a mean over S of them deviates by more than t * sd / sqrt(S) with
-    probability 1e-3, t the two-sided quantile of Student's t with S - 1 degrees of freedom, Bonferroni over all entries.
+    probability 1e-3, t the two-sided quantile of Student's t with S - 1 degrees of freedom, Bonferroni over entries.
     It also has to be able to reject an error of 10 % in a standard deviation.
     """
     problem = exact()

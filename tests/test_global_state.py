@@ -139,12 +139,9 @@ def users_store():
 @pytest.mark.parametrize(
     ("method", "compile", "training"),
     [
-        *((method, "eager", False) for method in METHODS if method != "autoguide, points"),
+        *((method, "eager", False) for method in METHODS),
         *((method, "graph", True) for method in ("map", "mean field, several draws")),
-        pytest.param(
-            *("autoguide, points", "graph", True),
-            marks=pytest.mark.xfail(reason="reported: _AutoGuide runs pyro.param of the points in local mode"),
-        ),
+        ("autoguide, points", "graph", True),
     ],
 )
 def test_nothing_moves(method, compile, training, net, regression, tmp_path):
@@ -199,7 +196,6 @@ def test_reading_data_moves_nothing(make, net, regression):
         posterior.predict(make(*regression))
 
 
-@pytest.mark.xfail(reason="reported: loop._validation reads a Dataset outside of isolated")
 def test_reading_held_out_data_moves_nothing(net, regression):
     model = bnn.BNN(net, *MODELS["plain"])
     with untouched(net):

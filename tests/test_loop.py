@@ -1,6 +1,7 @@
 """The training loop: data in every form, optimisers, schedules, averaging, early stopping, callbacks, errors."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_an_epoch_meets_every_row_once_in_a_new_order() -> None:
     source = as_source((x, x[:, :1]), model.likelihood, model.like, 4)
     epochs = [[batch.y.flatten().tolist() for batch in source.batches()] for _ in range(2)]
     assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
-    assert all(sorted(sum(epoch, [])) == list(range(10)) for epoch in epochs)
+    assert all(sorted(itertools.chain(*epoch)) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 

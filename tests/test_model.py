@@ -188,7 +188,6 @@ def test_log_joint_names_missing_and_unknown_sites(model, regression):
         model.log_joint({**params, "2.wieght": torch.zeros(1)}, *regression)
 
 
-@pytest.mark.xfail(reason="reported: BNN.log_joint does not compare shapes")
 @pytest.mark.parametrize("shape", [(1,), (5,), (2, 4), ()])
 def test_log_joint_takes_each_site_in_its_own_shape(shape, model, regression):
     """A bias of shape (1,) would broadcast, and count once in the prior and four times in the network."""
@@ -206,7 +205,6 @@ def test_rows_of_no_weight_count_for_nothing(model, regression):
     torch.testing.assert_close(got, model.log_joint(params, x[:3], y[:3]))
 
 
-@pytest.mark.xfail(reason="reported: BNN.__call__ takes n_data below the number of rows")
 def test_fewer_rows_than_the_batch(model, regression):
     with pytest.raises(ValueError, match=r"n_data.*3.*20"):
         model(*regression, n_data=3)
@@ -296,7 +294,6 @@ def test_output_has_to_be_told(named, kind):
         model(torch.randn(6, 5, 3))
 
 
-@pytest.mark.xfail(reason="reported: BNN.select indexes a tensor by its rows")
 @pytest.mark.parametrize("output", [0, "logits"])
 def test_output_of_a_net_that_returns_a_tensor(output, regression):
     """An index would take the first row for the output."""

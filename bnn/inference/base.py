@@ -16,7 +16,7 @@ from bnn.data import Data
 from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.posterior import Posterior
-from bnn.random import isolated
+from bnn.random import isolated, other_seed
 
 if TYPE_CHECKING:
     from bnn.inference.objective import Objective
@@ -89,10 +89,12 @@ class GradientMethod(Method):
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a setting that makes no sense, with its name."""
-        for name, least in (("epochs", 1), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is at least {least}, not {getattr(self, name)}")
-        for name in ("lr", "temperature", "clip_norm", "batch_size", "patience"):
+        for name in ("epochs", "accumulate", "batch_size", "patience"):
+            value = getattr(self, name)
+            optional = name in ("batch_size", "patience")
+            if not (isinstance(value, int) and value >= 1) and not (value is None and optional):
+                raise ValueError(f"{name} is a whole number from 1{' or None' if optional else ''}, not {value!r}")
+        for name in ("lr", "temperature", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is positive, not {value}")
@@ -117,7 +119,7 @@ class GradientMethod(Method):
             seed: Of the starting point.
             compile: See `bnn.fit`; ``"auto"`` would have to know the number of steps, and is ``"graph"`` here.
         """
-        with isolated(seed, model.like.device):
+        with isolated(other_seed(seed, "fit"), model.like.device):
             return self.objective(model, n_data, compile)
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:

@@ -28,7 +28,7 @@ class LayerNoise(TorchFunctionMode):
     Args:
         moments: ``{id(weight as handed to the network): (mean, standard deviation)}``.
         estimator: ``"local"``: Normal(f(x; mean), f(x^2; sd^2)) for every activation by itself. ``"flipout"``:
-            f(x; mean) + s_out * f(x * s_in; sd * eps), with one eps and signs s a row.
+            f(x; mean) + s_out * f(x * s_in; sd * eps), with one eps for all rows and signs s for each.
     """
 
     def __init__(self, moments: Mapping[int, tuple[Tensor, Tensor]], estimator: Estimator):
@@ -40,26 +40,27 @@ class LayerNoise(TorchFunctionMode):
         if func not in _LAYERS:
             return func(*args, **kwargs)
         x, weight, bias, rest, options = _layer_arguments(*args, **kwargs)
-        if id(weight) not in self._moments:
+        if id(weight) not in self._moments:  # which ones are there, `LayerUses` has found out
             return func(*args, **kwargs)
 
         def layer(inputs: Tensor, matrix: Tensor) -> Tensor:
             return func(inputs, matrix, None, *rest, **options)
 
-        activation = _local if self._estimator == "local" else _flipout
         mean, scale = self._moments[id(weight)]
-        out = activation(layer, x, mean, scale)
+        if self._estimator == "local":
+            out = _local(layer, x, mean, scale)
+        else:
+            out = layer(x, mean)
+            draw = layer(x * _signs(x, func), scale * torch.randn_like(mean))
+            out = out + _signs(out, func) * draw
         if bias is None:
             return out
         channels = (-1,) if func is F.linear else (-1, *[1] * (weight.dim() - 2))
         if id(bias) not in self._moments:
             return out + bias.reshape(channels)
         mean, scale = (part.reshape(channels) for part in self._moments[id(bias)])
-        # A bias is the weight of an input that is 1 in every row (at every position of an image alike).
-        noise = torch.randn_like(
-            out if func is F.linear else out.flatten(2).mean(2).reshape(*out.shape[:2], *channels[1:])
-        )
-        return out + mean + scale * noise
+        # A bias is the weight of an input that is 1 in every row.
+        return out + mean + scale * torch.randn(_per_row(out, func), dtype=out.dtype, device=out.device)
 
 
 def _local(layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -68,16 +69,17 @@ def _local(layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, mean: Tensor, s
     return centre + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(centre)
 
 
-def _flipout(layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    centre = layer(x, mean)
-    draw = layer(x * _signs(x, mean.dim()), scale * torch.randn_like(mean))
-    return centre + _signs(centre, mean.dim()) * draw
+def _signs(like: Tensor, layer: Any) -> Tensor:
+    """+1 or -1, one a row and unit (or channel)."""
+    return torch.randn(_per_row(like, layer), dtype=like.dtype, device=like.device).sign()
 
 
-def _signs(like: Tensor, weight_dim: int) -> Tensor:
-    """+1 or -1: for a linear layer one a row and unit, for a convolution one a row and channel."""
-    shape = like.shape if weight_dim == 2 else (*like.shape[:2], *[1] * (like.dim() - 2))
-    return torch.randn(shape, dtype=like.dtype, device=like.device).sign()
+def _per_row(activations: Tensor, layer: Any) -> tuple[int, ...]:
+    """One number a row and unit: positions (of a sequence, of an image) meet the same weights, and share it."""
+    rows, middle = activations.shape[0], [1] * (activations.dim() - 2)
+    if layer is F.linear:
+        return (rows, *middle, activations.shape[-1])
+    return (rows, activations.shape[1], *middle)
 
 
 def _layer_arguments(
@@ -89,8 +91,9 @@ def _layer_arguments(
 class LayerUses(TorchFunctionMode):
     """Counts how each of some tensors is used: as the weight or bias of a layer, and at all."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], estimator: Estimator):
         super().__init__()
+        self._estimator = estimator
         self._names = {id(tensor): name for name, tensor in tensors.items()}
         self._uses: Counter[str] = Counter()
         self._layers: list[tuple[str, str | None]] = []
@@ -100,10 +103,20 @@ class LayerUses(TorchFunctionMode):
         if getattr(func, "__name__", "") != "__get__":  # reading a shape or a dtype is no use of the numbers
             self._uses.update(self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names)
         if func in _LAYERS:
-            _, weight, bias, _, _ = _layer_arguments(*args, **kwargs)
-            if id(weight) in self._names:
+            x, weight, bias, _, _ = _layer_arguments(*args, **kwargs)
+            if id(weight) in self._names and self._exact(func, x, weight):
                 self._layers.append((self._names[id(weight)], self._names.get(id(bias))))
         return func(*args, **kwargs)
+
+    def _exact(self, layer: Any, x: Tensor, weight: Tensor) -> bool:
+        """Whether noise in the activations has the law of noise in the weight, in each row by itself.
+
+        Local reparameterisation draws every activation by itself, which is right only where a row meets the weight
+        once: the positions of a sequence or an image meet it together, and independent noise would average out.
+        """
+        if self._estimator == "local":
+            return layer is F.linear and x.dim() == 2
+        return x.dim() >= 2 if layer is F.linear else x.dim() == weight.dim()
 
     @property
     def reached(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnn.data import Batch, Data, Source, as_source, input_leaves
+from bnn.data import Batch, Data, Source, as_source
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
 from bnn.inference.objective import Objective
+from bnn.inputs import row_shapes
 from bnn.model import BNN
 from bnn.posterior import Posterior
-from bnn.random import isolated
+from bnn.random import isolated, other_seed
 
 #: Draws with which the held-out log-density of an epoch is estimated.
 _VALIDATION_DRAWS = 20
@@ -48,8 +50,8 @@ def optimise(method: GradientMethod, model: BNN, data: Data, run: Run) -> Poster
     """Minimise a method's loss on the data, and give back the posterior at the end; see `bnn.fit`."""
     started = time.perf_counter()
     source = as_source(data, model.likelihood, model.like, method.batch_size, n_data=run.n_data, weight=run.weight)
-    validation = _validation(run.validation, model)
-    with isolated(run.seed, model.like.device):
+    with isolated(other_seed(run.seed, "fit"), model.like.device):
+        validation = _validation(run.validation, model)
         objective = method.objective(model, source.n, run.compile)
         fit = _Fit(method, objective, source, validation, run)
         fit.run_epochs()
@@ -59,8 +61,7 @@ def optimise(method: GradientMethod, model: BNN, data: Data, run: Run) -> Poster
     history.notes = list(objective.notes)
     posterior = objective.posterior(fit.answer())
     posterior.history = history
-    posterior.settings = {**method.settings(), "seed": run.seed, "n_data": source.n, "compile": history.backend}
-    posterior.input_shapes = fit.input_shapes
+    posterior.settings |= {"seed": run.seed, "compile": history.backend}
     return posterior
 
 
@@ -83,7 +84,6 @@ class _Fit:
         self.best: tuple[float, int, list[Tensor], dict[str, Tensor]] | None = None
         self.averaged: list[Tensor] | None = None
         self.averaged_steps = 0
-        self.input_shapes: list[tuple[int, ...]] | None = None
         self._prepare()
         self.scheduler = None if method.schedule is None else method.schedule(self.optimizer, self.total_steps)
 
@@ -92,10 +92,15 @@ class _Fit:
         # One batch, without moving the random state that the epochs start from.
         with isolated(device=self.objective.model.like.device):
             first = next(self.source.batches())
-            self.input_shapes = [tuple(leaf.shape[1:]) for leaf in input_leaves(first.x)]
-        outputs = self.objective.check(first)
-        likelihood = self.objective.model.likelihood
+        objective, likelihood = self.objective, self.objective.model.likelihood
+        objective.input_shapes = row_shapes(first.x)
+        outputs = objective.outputs(first.x)
         self.source.check_targets(lambda y: likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y))
+        if self.validation is not None:
+            try:
+                objective.check(self.validation)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"validation: {error}") from error
         sizes = self.source.sizes
         if sizes is None:
             rows = len(first.y)
@@ -120,8 +125,9 @@ class _Fit:
                     self._record(epoch - 1)
                     return
                 progress = self._record(epoch, steps)
+                shown = {name: f"{getattr(progress, name):.4g}" for name in ("loss", "nll", "kl")}
+                bar.set_postfix(OrderedDict(shown), refresh=False)
                 bar.update()
-                bar.set_postfix(loss=f"{progress.loss:.4g}", nll=f"{progress.nll:.4g}", kl=f"{progress.kl:.4g}")
                 stopped = [callback(progress) is True for callback in self.run.callbacks]
                 if any(stopped) or self._patience_is_over(epoch):
                     return

@@ -43,7 +43,7 @@ class MAPLoss(Objective):
 
     def __init__(self, method: MAP, model: BNN, n_data: int, backend: Backend):
         self._method = method
-        super().__init__(model, n_data, method.temperature, backend)
+        super().__init__(method, model, n_data, backend)
 
     def initial(self) -> dict[str, Tensor]:
         """One flat vector."""

@@ -34,10 +34,11 @@ class MeanField(GradientMethod):
     Args:
         draws: Weight draws a step, over which the likelihood term is averaged.
         estimator: How noise enters linear and convolutional layers. ``"weights"``: one draw of the weights for all
-            rows. ``"local"``: local reparameterisation, independent Gaussian activations a row (Kingma et al. 2015,
-            arXiv:1506.02557). ``"flipout"``: one draw with pseudo-independent signs a row (Wen et al. 2018,
-            arXiv:1803.04386). Both leave the loss as it is in expectation and lower the variance of its gradient;
-            parameters that they do not reach are drawn ordinarily, and the history says which.
+            rows. ``"local"``: local reparameterisation, independent Gaussian activations (Kingma et al. 2015,
+            arXiv:1506.02557), for linear layers that a row meets once. ``"flipout"``: one draw with pseudo-independent
+            signs a row (Wen et al. 2018, arXiv:1803.04386). Both leave the loss as it is in expectation and lower the
+            variance of its gradient; parameters that they do not reach are drawn ordinarily, and the history says
+            which.
         init_scale: Standard deviation that q starts from, for a weight divided by sqrt(fan-in).
     """
 
@@ -74,15 +75,15 @@ class MeanFieldLoss(Objective):
 
     def __init__(self, method: MeanField, model: BNN, n_data: int, backend: Backend):
         self._method = method
-        super().__init__(model, n_data, method.temperature, backend)
-        if not self.latents.size:
-            raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
+        super().__init__(method, model, n_data, backend)
         # vmap has no rule for the fused kernels of LSTM, GRU and RNN: their draws are taken one after the other.
         self._unrolled = any(isinstance(module, nn.RNNBase) for module in self.model.net.modules())
         self._reached: frozenset[str] | None = None
 
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
+        if not self.latents.size:
+            raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
         loc = self._method.start(self.model, self.latents)
         own = {name for name, _ in self.model.net.named_parameters()}
         inputs = [fan_in(site.value.shape) if site.name in own else 1 for site in self.latents.sites]
@@ -149,9 +150,11 @@ class MeanFieldLoss(Objective):
 
     def _find_reached(self, parts: _Parts, batch: Batch, state: dict[str, Tensor]) -> frozenset[str]:
         """The weights that the estimator reaches: used in one layer only, their divergence in closed form."""
+        estimator = self._method.estimator
+        assert estimator != "weights"
         values = self.latents.unflatten(parts.loc)
         state = {name: value.clone() for name, value in state.items()}
-        with torch.no_grad(), isolated(device=parts.loc.device), LayerUses(values) as uses:
+        with torch.no_grad(), isolated(device=parts.loc.device), LayerUses(values, estimator) as uses:
             _, trace = self.data_nll(values, parts.points, batch, state)
         closed = {self.latents.names[i] for run in runs(self.latents, trace) if run.closed for i in run.sites}
         reached = frozenset(closed & set(uses.reached))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from bnn.approximation import Approximation
 from bnn.capture import Backend, Captured
 from bnn.data import Batch, as_batch
+from bnn.inference.base import GradientMethod
+from bnn.inputs import Inputs, named_leaves, row_shapes
 from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.posterior import Posterior
@@ -43,14 +45,15 @@ class Objective(nn.Module, ABC):
     A subclass writes its mathematics: `initial`, `terms` and `approximation`.
 
     Args:
+        method: Its settings; `temperature` is T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``.
         model: Copied; the user's network stays as it is.
         n_data: N, the number of rows of the whole training set.
-        temperature: T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``.
         backend: See `bnn.capture.Captured`.
     """
 
-    def __init__(self, model: BNN, n_data: int, temperature: float, backend: Backend = "auto"):
+    def __init__(self, method: GradientMethod, model: BNN, n_data: int, backend: Backend = "auto"):
         super().__init__()
+        self.method = method
         if n_data < 1:
             raise ValueError(f"n_data is the number of training rows, at least 1, not {n_data}")
         self.model = model.copy()
@@ -61,10 +64,12 @@ class Objective(nn.Module, ABC):
         self.latents = Layout(sites.latents)
         self.points = Layout(sites.points)
         self.backend: Backend = backend
-        self.temperature = torch.tensor(temperature, dtype=model.like.dtype, device=model.like.device)
+        self.temperature = torch.tensor(method.temperature, dtype=model.like.dtype, device=model.like.device)
         self.state = self.model.state()
         self._buffers_moved = [name for name, _ in self.model.net.named_buffers()]
         self.notes: list[str] = []
+        #: The shapes of one row of each input, once there was one.
+        self.input_shapes: list[tuple[int, ...]] | None = None
         for name, value in self.initial().items():
             self.register_parameter(name, nn.Parameter(value.detach().clone()))
         if self.points.size:
@@ -94,6 +99,7 @@ class Objective(nn.Module, ABC):
         """
         batch = as_batch(x, y, self.model.likelihood, self.model.like, weight)
         batch = Batch(batch.x, batch.y, rows, batch.weight)
+        self.input_shapes = self.input_shapes or row_shapes(batch.x)
         loss: Tensor = _CapturedLoss.apply(self, batch, *self.parameters())
         return loss
 
@@ -132,18 +138,37 @@ class Objective(nn.Module, ABC):
             self._programs[key] = Captured(evaluate, self.backend, what, check)
         return self._programs[key]
 
-    def check(self, batch: Batch) -> Tensor:
-        """Run the Pyro model once on a batch, validation on, so that what does not fit is told in words.
-
-        Returns:
-            The network's outputs, ``(n,)`` or ``(n, k)``.
-        """
-        values = {site.name: site.value for site in self.latents.sites}
-        points = {site.name: site.value for site in self.points.sites}
+    def check(self, batch: Batch) -> None:
+        """Run the Pyro model once on a batch, validation on, so that what does not fit is told in words."""
+        self.model.likelihood.check(self.outputs(batch.x), batch.y)  # before Pyro adds its shapes to a message
+        values, points = self._start
+        state = {name: value.clone() for name, value in self.state.items()}
         with isolated(device=self.temperature.device), torch.no_grad(), pyro.validation_enabled(True):
-            state = [{name: value.clone() for name, value in self.state.items()} for _ in range(2)]
-            self.model.trace(values, points, batch.x, batch.y, rows=batch.rows, weight=batch.weight, state=state[0])
-            return self.model.forward(self.model.weights(values, points), batch.x, state[1])
+            self.model.trace(values, points, batch.x, batch.y, rows=batch.rows, weight=batch.weight, state=state)
+
+    def outputs(self, x: Inputs) -> Tensor:
+        """The network's outputs at the start, ``(n,)`` or ``(n, k)``; nothing moves.
+
+        Raises:
+            ValueError: The network cannot take such inputs.
+        """
+        values, points = self._start
+        state = {name: value.clone() for name, value in self.state.items()}
+        with isolated(device=self.temperature.device), torch.no_grad():
+            weights = self.model.weights(values, points)
+            try:
+                return self.model.forward(weights, x, state)
+            except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+                shown = ", ".join(f"{name} {tuple(leaf.shape)} of {leaf.dtype}" for name, leaf in named_leaves(x))
+                raise ValueError(f"the network cannot take these inputs ({shown}): {error}") from error
+
+    @property
+    def _start(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The values that latents and points start from."""
+        return (
+            {site.name: site.value for site in self.latents.sites},
+            {site.name: site.value for site in self.points.sites},
+        )
 
     @property
     def backends(self) -> list[str]:
@@ -178,8 +203,14 @@ class Objective(nn.Module, ABC):
             named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
             points = self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
             approximation = self.approximation(named)
-        state = {name: value.clone() for name, value in self.state.items()}
-        return Posterior(self.model, approximation, points=points, state=state)
+        return Posterior(
+            self.model,
+            approximation,
+            points=points,
+            state=self.state,
+            settings={**self.method.settings(), "n_data": self.n_data},
+            input_shapes=self.input_shapes,
+        )
 
     def data_nll(
         self, values: Params, points: Params, batch: Batch, state: dict[str, Tensor]

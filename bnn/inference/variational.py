@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from bnn.approximation import Approximation, Guide, Values
-from bnn.capture import Backend
+from bnn.capture import Backend, Captured
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod
 from bnn.inference.objective import Objective, Params, Terms
@@ -61,7 +61,7 @@ class GuideLoss(Objective):
 
     def __init__(self, method: Variational, model: BNN, n_data: int, backend: Backend):
         self._method = method
-        super().__init__(model, n_data, method.temperature, backend)
+        super().__init__(method, model, n_data, backend)
 
     def initial(self) -> dict[str, Tensor]:
         """All of the guide's parameters, unconstrained, as one flat vector."""
@@ -99,12 +99,13 @@ class GuideLoss(Objective):
     def approximation(self, params: Params) -> Approximation:
         """The guide at these parameters."""
         guide, names = self._guide, self.latents.names
-        values = guide.layout.unflatten(params["guide"])
 
-        def draw() -> Values:
-            return {name: value.detach() for name, value in _values(guide.trace(values), names).items()}
+        def draw(vector: Tensor) -> list[Tensor]:
+            drawn = _values(guide.trace(guide.layout.unflatten(vector)), names)
+            return [drawn[name].detach() for name in names]
 
-        return Guide(draw, {"guide": params["guide"]})
+        captured = Captured(draw, "graph", "the guide")
+        return Guide(lambda: dict(zip(names, captured(params["guide"]), strict=True)), {"guide": params["guide"]})
 
 
 class _AutoGuide:
@@ -120,9 +121,9 @@ class _AutoGuide:
             model.sample_weights()
             model.likelihood.latents(model.like)
 
-        hidden = [site.name for site in model.sites().points]
+        points = {site.name: site.value for site in model.sites().points}
         with pyro.settings.context(module_local_params=True), pyro.get_param_store().scope():
-            self._guide = make(poutine.block(program, hide=hidden), **options)
+            self._guide = make(poutine.substitute(program, data=points), **options)
             self._guide()
         parameters = {name: p.detach() for name, p in self._guide.named_parameters()}
         self.layout = Layout([Site(name, value, constraints.real) for name, value in parameters.items()])
