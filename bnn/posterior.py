@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,10 @@ class Posterior:
         return (
             f"Posterior({self.settings.get('method', self.approximation.kind)}, {size}, {len(self._names)} parameters)"
         )
+
+    @cached_property
+    def _likelihood_sites(self) -> list[str]:
+        return [site.name for site in self.model.sites().latents if site.name.startswith("likelihood.")]
 
     @property
     def num_draws(self) -> int | None:
@@ -164,8 +169,8 @@ class Posterior:
 
     def _checked(self, draws: Mapping[str, Tensor]) -> Values:
         """Draws that a caller has brought."""
-        sites = [site.name for site in self.model.sites().latents if site.name.startswith("likelihood.")]
-        missing = [name for name in [*self._names, *sites] if name not in draws and name not in self.points]
+        needed = [*self._names, *self._likelihood_sites]
+        missing = [name for name in needed if name not in draws and name not in self.points]
         if missing:
             raise ValueError(f"these draws lack {missing}")
         sizes = {name: len(value) for name, value in draws.items()}
