@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """The course of a fit, kept with its posterior.
 
@@ -36,3 +36,7 @@ class History:
     notes: list[str] = field(default_factory=list)
     #: Whether the fit was stopped by Ctrl-C.
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        last = f", loss {self.loss[-1]:.4g}" if len(self.loss) else ""
+        return f"History({len(self.loss)} steps, {self.epochs} epochs{last}, {self.seconds:.1f} s, {self.backend!r})"

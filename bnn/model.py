@@ -78,6 +78,12 @@ class BNN:
         self._groups = _grouped(params, {"*": prior} if not isinstance(prior, Mapping) else prior)
         self.sites()  # a prior that does not fit is told now, not at the first fit
 
+    def __repr__(self) -> str:
+        sizes = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        return (
+            f"BNN({type(self.net).__name__} of {sizes} weights, prior={self.prior!r}, likelihood={self.likelihood!r})"
+        )
+
     @property
     def like(self) -> Tensor:
         """A tensor with the network's floating dtype and its device."""

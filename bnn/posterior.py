@@ -205,6 +205,9 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
     """Read a posterior back; see `bnn.files.load`."""
     from bnn.files import load as load_files
 
+    if not isinstance(model, BNN):
+        raise TypeError(f"model is the bnn.BNN that was fitted, built anew, not a {type(model).__name__}")
+
     return load_files(path, model, method=method)
 
 

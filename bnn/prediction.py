@@ -190,7 +190,9 @@ class Prediction:
     def _needs(self, field: str, asked: str | None = None) -> None:
         """Raise where the likelihood lacks a field that `asked` (itself, if not given) stands on."""
         if field not in self.likelihood.fields:
-            have = ", ".join(sorted(self.likelihood.fields | {"log_prob", "sample"}))
+            fields = self.likelihood.fields
+            derived = {name for name, base in (("std", "variance"), ("interval", "quantile")) if base in fields}
+            have = ", ".join(sorted(fields | derived | {"log_prob", "sample"}))
             raise AttributeError(
                 f"a prediction under {type(self.likelihood).__name__} has no {asked or field}: it has {have}"
             )

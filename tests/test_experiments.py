@@ -100,3 +100,12 @@ def test_mean_field_has_its_known_answer(results):
         got, known, exact = (np.array(row[key]) for key in ("std", "exact_mean_field_std", "exact_std"))
         assert (exact > 1.09 * known).all()
         assert (np.abs(got - known) < np.abs(got - exact)).all()
+
+
+@pytest.mark.slow
+def test_the_default_run_says_what_the_quick_one_says(weight_decay, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["weight_decay.py", "--out", str(tmp_path)])
+    weight_decay.main()
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["follow"]["largest_difference"] < 1e-6
+    assert results["follow"]["difference_of_fit"] < 1e-6

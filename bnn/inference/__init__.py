@@ -5,6 +5,7 @@ A new method is one file with a frozen dataclass (`bnn.inference.base.Method`) a
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,10 +85,14 @@ def fit(
     """
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+            near = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
         method = METHODS[method]()
     if not isinstance(method, Method):
-        raise TypeError(f"method is a name or a method of bnn.inference, not {method!r}")
+        other: Any = method
+        hint = f": call it, bnn.{other.__name__}()" if isinstance(other, type) else ""
+        raise TypeError(f"method is a name or a method of bnn.inference, not {other!r}{hint}")
     if not isinstance(model, BNN):
         raise TypeError(f"model is a bnn.BNN, not {type(model).__name__}")
     if device != "auto" and torch.device(device) != model.like.device:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn.data import Batch, Data, Source, as_source
 from bnn.history import History
@@ -107,6 +108,11 @@ class _Fit:
             sizes = {rows: max(1, self.source.n // rows)}
         batches = sum(sizes.values())
         self.total_steps = self.method.epochs * math.ceil(batches / self.method.accumulate)
+        if 1 in sizes and self.source.n > 1 and any(isinstance(m, _BatchNorm) for m in objective.model.net.modules()):
+            raise ValueError(
+                f"{self.source.n} rows in batches of {max(sizes)} leave a last batch of one row, of which BatchNorm "
+                "cannot take statistics: choose another batch_size"
+            )
         for size, times in sizes.items():
             part = Batch.rebuild(first.structure, [leaf[:size] for leaf in first.leaves])
             self.objective.prepare(part, calls=times * self.method.epochs)

@@ -140,7 +140,10 @@ class Objective(nn.Module, ABC):
 
     def check(self, batch: Batch) -> None:
         """Run the Pyro model once on a batch, validation on, so that what does not fit is told in words."""
-        self.model.likelihood.check(self.outputs(batch.x), batch.y)  # before Pyro adds its shapes to a message
+        # Before Pyro adds its shapes to a message.
+        if len(batch.y) > self.n_data:
+            raise ValueError(f"n_data, the rows of the whole set, is {self.n_data}, but this batch has {len(batch.y)}")
+        self.model.likelihood.check(self.outputs(batch.x), batch.y)
         values, points = self._start
         state = {name: value.clone() for name, value in self.state.items()}
         with isolated(device=self.temperature.device), torch.no_grad(), pyro.validation_enabled(True):

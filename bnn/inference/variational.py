@@ -38,6 +38,14 @@ class Variational(GradientMethod):
     guide: Callable[..., Any]
     draws: int = 1
 
+    def __post_init__(self) -> None:
+        """See `GradientMethod`."""
+        super().__post_init__()
+        if not callable(self.guide):
+            raise TypeError(f"guide is a class of Pyro's autoguides or a guide function, not {self.guide!r}")
+        if self.draws < 1:
+            raise ValueError(f"draws is at least 1, not {self.draws}")
+
     def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
         """The loss; see `GradientMethod.loss`."""
         return GuideLoss(self, model, n_data, backend)
