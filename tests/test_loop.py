@@ -259,3 +259,20 @@ def test_the_loss_module_moves_to_another_dtype() -> None:
     value = loss(x.double(), y.double())
     assert value.dtype == torch.float64
     torch.testing.assert_close(value.float(), bnn.MAP().loss(model, ROWS)(x, y))
+
+
+def test_a_last_batch_of_one_row_under_batch_norm_is_told_before_the_first_step() -> None:
+    net, x, y = make("batch norm", 33)
+    model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian())
+    with pytest.raises(ValueError, match="33 rows in batches of 16 leave a last batch of one row"):
+        bnn.fit(model, (x, y), bnn.MAP(batch_size=16), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("meanfield", "did you mean 'mean_field'"), (bnn.MeanField, r"call it, bnn.MeanField\(\)")],
+)
+def test_a_method_that_is_none_gets_a_hint(method: object, message: str) -> None:
+    model, x, y = problem()
+    with pytest.raises((ValueError, TypeError), match=message):
+        bnn.fit(model, (x, y), method, progress=False)  # type: ignore[arg-type]

@@ -90,9 +90,7 @@ def fit(
             raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
         method = METHODS[method]()
     if not isinstance(method, Method):
-        other: Any = method
-        hint = f": call it, bnn.{other.__name__}()" if isinstance(other, type) else ""
-        raise TypeError(f"method is a name or a method of bnn.inference, not {other!r}{hint}")
+        raise _no_method(method)
     if not isinstance(model, BNN):
         raise TypeError(f"model is a bnn.BNN, not {type(model).__name__}")
     if device != "auto" and torch.device(device) != model.like.device:
@@ -109,3 +107,8 @@ def fit(
     )
     with pyro.get_param_store().scope():
         return method.fit(model, data, run)
+
+
+def _no_method(given: object) -> TypeError:
+    hint = f": call it, bnn.{given.__name__}()" if isinstance(given, type) else ""
+    return TypeError(f"method is a name or a method of bnn.inference, not {given!r}{hint}")
