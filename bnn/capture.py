@@ -71,12 +71,7 @@ class Captured:
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """What ``fn(*tensors)`` returns."""
-        program = self._programs.get(_key(tensors))
-        if program is None:
-            program = self.prepare(*tensors)
-        if _autocast(tensors):
-            with torch.autocast(tensors[0].device.type, enabled=False):  # the casts are in the program
-                return program(*tensors)
+        program = self._programs.get(_key(tensors)) or self.prepare(*tensors)
         return program(*tensors)
 
     def prepare(self, *tensors: Tensor, calls: int | None = None) -> Program:
@@ -122,7 +117,7 @@ class Captured:
             if not self._agrees(program, tensors):
                 raise RuntimeError(f"inductor's program of {self.what} differs from eager: use compile='graph'")
         self.graphs.append(module)
-        return self._keep(backend, program)
+        return self._keep(backend, _without_autocast(program, device) if _autocast(tensors) else program)
 
     def _keep(self, backend: str, program: Program) -> Program:
         self.backends.append(backend)
@@ -188,6 +183,16 @@ def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str)
 def have_compiler() -> bool:
     """Whether inductor would find a C++ compiler."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
+
+
+def _without_autocast(program: Program, device: torch.device) -> Program:
+    """A program recorded under autocast: its casts are in it, and must not be made twice."""
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        with torch.autocast(device.type, enabled=False):
+            return program(*tensors)
+
+    return run
 
 
 def _choose(nodes: int, values: int, calls: int | None) -> Literal["graph", "inductor"]:

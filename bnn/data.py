@@ -92,11 +92,10 @@ class Source(ABC):
 class ArraySource(Source):
     """Tensors in memory, shuffled by indices: a tenth of a DataLoader's cost."""
 
-    def __init__(self, batch: Batch, batch_size: int | None, shuffle: bool = True):
+    def __init__(self, batch: Batch, batch_size: int | None):
         self.whole = batch
         self.n = len(batch.y)
         self.batch_size = min(batch_size or self.n, self.n)
-        self.shuffle = shuffle
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -115,7 +114,7 @@ class ArraySource(Source):
             return
         structure, leaves = self.whole.structure, self.whole.leaves
         device = leaves[0].device
-        order = torch.randperm(self.n, device=device) if self.shuffle else torch.arange(self.n, device=device)
+        order = torch.randperm(self.n, device=device)
         for rows in order.split(self.batch_size):
             yield Batch.rebuild(structure, [leaf.index_select(0, rows) for leaf in leaves])
 

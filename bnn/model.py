@@ -116,8 +116,7 @@ class BNN:
         Returns:
             y, ``(n,)`` or ``(n, k)``.
         """
-        weights = self.sample_weights()
-        latents = self.likelihood.latents(self.like)
+        weights, latents = self.sample_unknowns()
         outputs = self.forward(weights, x, state)
         if y is not None:
             y = self.likelihood.convert(y, outputs.dtype)
@@ -132,6 +131,10 @@ class BNN:
         with pyro.plate("data", n_data or n, subsample=rows), _weighted(weight):
             result: Tensor = pyro.sample("y", fn, obs=y)
         return result
+
+    def sample_unknowns(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The part of the Pyro program before the data: the weights, and the likelihood's own unknowns."""
+        return self.sample_weights(), self.likelihood.latents(self.like)
 
     def sample_weights(self) -> dict[str, Tensor]:
         """The prior part of the Pyro program: every parameter, with hyper-parameters first: ``{name: weight}``."""
@@ -188,16 +191,11 @@ class BNN:
         That is the network's own weight, and for other latents (scales) the median of their prior. No data are needed,
         and nothing random moves.
         """
-
-        def program() -> None:
-            self.sample_weights()
-            self.likelihood.latents(self.like)
-
         own = {name: param.detach() for name, param in self.net.named_parameters()}
         own |= {f"{name}.z": value for name, value in own.items()}
         latents, points = [], []
         with isolated(seed=0, device=self.like.device), pyro.get_param_store().scope():
-            trace = poutine.trace(program).get_trace()
+            trace = poutine.trace(self.sample_unknowns).get_trace()
             nodes: dict[str, Any] = dict(trace.nodes)
             latent = [name for name, node in nodes.items() if node["type"] == "sample" and not node["is_observed"]]
             medians = {
@@ -213,13 +211,8 @@ class BNN:
 
     def prior_draw(self) -> dict[str, Tensor]:
         """One draw of all latents from the prior, from torch's present random state: ``{site: value}``."""
-
-        def program() -> None:
-            self.sample_weights()
-            self.likelihood.latents(self.like)
-
         with pyro.get_param_store().scope():
-            nodes: dict[str, Any] = dict(poutine.trace(program).get_trace().iter_stochastic_nodes())
+            nodes: dict[str, Any] = dict(poutine.trace(self.sample_unknowns).get_trace().iter_stochastic_nodes())
         return {name: node["value"] for name, node in nodes.items()}
 
     def trace(

@@ -95,6 +95,12 @@ def test_programs_are_kept_by_shape_dtype_and_autocast() -> None:
     assert len(captured.backends) == 4
 
 
+def test_autocast_reaches_an_eager_program_too() -> None:
+    captured = Captured(lambda a, b: [a @ b], "eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert captured(torch.randn(2, 3), torch.randn(3, 2))[0].dtype == torch.bfloat16
+
+
 def test_closed_over_tensors_are_read_at_every_call() -> None:
     scale = torch.tensor(2.0)
     captured = Captured(lambda a: [a * scale * torch.tensor(3.0)], "graph")

@@ -130,12 +130,12 @@ def test_sample_weights_multiply_the_likelihood_alone():
 CONTROLS = {
     "N/n left out": ('"data", n_data or n,', '"data", n,'),
     "N/n over everything": (
-        "weights = self.sample_weights()",
-        "weights = pyro.poutine.scale(self.sample_weights, 20.)()",
+        "weights, latents = self.sample_unknowns()",
+        "weights, latents = pyro.poutine.scale(self.sample_weights, 20.)(), self.likelihood.latents(self.like)",
     ),
     "prior counted twice": (
-        "weights = self.sample_weights()",
-        "weights = pyro.poutine.scale(self.sample_weights, 2.)()",
+        "weights, latents = self.sample_unknowns()",
+        "weights, latents = pyro.poutine.scale(self.sample_weights, 2.)(), self.likelihood.latents(self.like)",
     ),
 }
 

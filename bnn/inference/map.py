@@ -41,13 +41,9 @@ class MAP(GradientMethod):
 class MAPLoss(Objective):
     """(negative log-likelihood + temperature * negative log prior) / N at one point."""
 
-    def __init__(self, method: MAP, model: BNN, n_data: int, backend: Backend):
-        self._method = method
-        super().__init__(method, model, n_data, backend)
-
     def initial(self) -> dict[str, Tensor]:
         """One flat vector."""
-        return {"theta": self._method.start(self.model, self.latents)} if self.latents.size else {}
+        return {"theta": self.method.start(self.model, self.latents)} if self.latents.size else {}
 
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The density at theta; `kl` is the negative log prior."""

@@ -73,8 +73,9 @@ class _Parts(NamedTuple):
 class MeanFieldLoss(Objective):
     """The negative evidence lower bound per datum."""
 
+    method: MeanField
+
     def __init__(self, method: MeanField, model: BNN, n_data: int, backend: Backend):
-        self._method = method
         super().__init__(method, model, n_data, backend)
         # vmap has no rule for the fused kernels of LSTM, GRU and RNN: their draws are taken one after the other.
         self._unrolled = any(isinstance(module, nn.RNNBase) for module in self.model.net.modules())
@@ -84,12 +85,12 @@ class MeanFieldLoss(Objective):
         """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
         if not self.latents.size:
             raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
-        loc = self._method.start(self.model, self.latents)
+        loc = self.method.start(self.model, self.latents)
         own = {name for name, _ in self.model.net.named_parameters()}
         inputs = [fan_in(site.value.shape) if site.name in own else 1 for site in self.latents.sites]
         log_scale = torch.cat(
             [
-                loc.new_full((size,), math.log(self._method.init_scale / math.sqrt(count)))
+                loc.new_full((size,), math.log(self.method.init_scale / math.sqrt(count)))
                 for size, count in zip(self.latents.sizes, inputs, strict=True)
             ]
         )
@@ -98,10 +99,10 @@ class MeanFieldLoss(Objective):
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The likelihood term averaged over the draws, and the divergence."""
         parts = _Parts(params["loc"], params["log_scale"], params["log_scale"].exp(), points)
-        in_layers = self._method.estimator != "weights"
+        in_layers = self.method.estimator != "weights"
         if in_layers and self._reached is None:
             self._reached = self._find_reached(parts, batch, state)
-        draws = self._method.draws
+        draws = self.method.draws
         noise = [] if in_layers else [torch.randn_like(parts.loc) for _ in range(draws)]
         if draws == 1:
             return self._one(parts, noise[0] if noise else None, batch, state)
@@ -137,7 +138,7 @@ class MeanFieldLoss(Objective):
         return torch.cat([m if name in reached else m + s * torch.randn_like(m) for name, m, s in pieces])
 
     def _layer_noise(self, parts: _Parts, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
-        if self._method.estimator == "weights":
+        if self.method.estimator == "weights":
             return nullcontext()
         reached = self._reached or frozenset()
         locs, scales = (self.latents.free(vector) for vector in (parts.loc, parts.scale))
@@ -146,11 +147,11 @@ class MeanFieldLoss(Objective):
             for name, m, s in zip(self.latents.names, locs, scales, strict=True)
             if name in reached
         }
-        return LayerNoise(moments, self._method.estimator)
+        return LayerNoise(moments, self.method.estimator)
 
     def _find_reached(self, parts: _Parts, batch: Batch, state: dict[str, Tensor]) -> frozenset[str]:
         """The weights that the estimator reaches: used in one layer only, their divergence in closed form."""
-        estimator = self._method.estimator
+        estimator = self.method.estimator
         assert estimator != "weights"
         values = self.latents.unflatten(parts.loc)
         state = {name: value.clone() for name, value in state.items()}
@@ -160,7 +161,7 @@ class MeanFieldLoss(Objective):
         reached = frozenset(closed & set(uses.reached))
         weights = {name for name, _ in self.model.net.named_parameters()} & set(self.latents.names)
         if weights - reached:
-            note = f"{self._method.estimator} noise does not reach {sorted(weights - reached)}: drawn as weights"
+            note = f"{self.method.estimator} noise does not reach {sorted(weights - reached)}: drawn as weights"
             self.notes.append(note)
             warnings.warn(note, stacklevel=2)
         return reached

@@ -191,7 +191,7 @@ class Objective(nn.Module, ABC):
         def loss(values: list[Tensor]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             named = dict(zip(names, values, strict=True))
             moving = {name: value.clone() for name, value in state.items()}
-            points = self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+            points = self._take_points(named)
             terms = self.terms(named, points, batch, moving)
             nll, kl = terms.nll / self.n_data, terms.kl / self.n_data
             total = nll + temperature * kl
@@ -200,11 +200,15 @@ class Objective(nn.Module, ABC):
         gradients, (_, (stats, moved)) = torch.func.grad_and_value(loss, has_aux=True)(list(params))
         return [*gradients, stats.detach(), *[value.detach() for value in moved]]
 
+    def _take_points(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The learned points; their vector is taken out of the parameters, which are the method's own then."""
+        return self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+
     def posterior(self, params: Params | None = None) -> Posterior:
         """The posterior at the present parameters (or at these), with copies of all that it needs."""
         with torch.no_grad(), pyro.validation_enabled(False):
             named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
-            points = self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+            points = self._take_points(named)
             approximation = self.approximation(named)
         return Posterior(
             self.model,
@@ -238,13 +242,10 @@ class Objective(nn.Module, ABC):
         self.model.net._apply(fn)
         self.state = {name: fn(value) for name, value in self.state.items()}
         self.temperature = fn(self.temperature)
-        self.latents, self.points = (Layout(sites) for sites in self._moved_sites())
+        sites = self.model.sites()
+        self.latents, self.points = Layout(sites.latents), Layout(sites.points)
         self._programs.clear()
         return self
-
-    def _moved_sites(self) -> Any:
-        sites = self.model.sites()
-        return sites.latents, sites.points
 
     def train(self, mode: bool = True) -> Objective:
         """Training or evaluation mode, for the network too (dropout, batch statistics)."""

@@ -67,15 +67,13 @@ class Variational(GradientMethod):
 class GuideLoss(Objective):
     """The negative evidence lower bound per datum, at draws of the guide: what Pyro's ``Trace_ELBO`` estimates."""
 
-    def __init__(self, method: Variational, model: BNN, n_data: int, backend: Backend):
-        self._method = method
-        super().__init__(method, model, n_data, backend)
+    method: Variational
 
     def initial(self) -> dict[str, Tensor]:
         """All of the guide's parameters, unconstrained, as one flat vector."""
-        start = self.latents.unflatten(self._method.start(self.model, self.latents))
-        make = _AutoGuide if _is_autoguide(self._method.guide) else _FunctionGuide
-        self._guide: _AutoGuide | _FunctionGuide = make(self._method.guide, self.model, start)
+        start = self.latents.unflatten(self.method.start(self.model, self.latents))
+        make = _AutoGuide if _is_autoguide(self.method.guide) else _FunctionGuide
+        self._guide: _AutoGuide | _FunctionGuide = make(self.method.guide, self.model, start)
         self._check(self._guide.trace(self._guide.layout.unflatten(self._guide.start)))
         return {"guide": self._guide.start}
 
@@ -94,7 +92,7 @@ class GuideLoss(Objective):
         """log q - log p at the guide's draws, one after the other."""
         values = self._guide.layout.unflatten(params["guide"])
         nll = kl = params["guide"].new_zeros(())
-        for _ in range(self._method.draws):
+        for _ in range(self.method.draws):
             guide = self._guide.trace(values)
             guide.compute_log_prob()
             data, trace = self.data_nll(_values(guide, self.latents.names), points, batch, state)
@@ -102,7 +100,7 @@ class GuideLoss(Objective):
             log_q = sum(node["log_prob_sum"] for _, node in guide.iter_stochastic_nodes())
             log_p = sum(trace.nodes[name]["log_prob_sum"] for name in self.latents.names)
             nll, kl = nll + data, kl + log_q - log_p
-        return Terms(nll / self._method.draws, kl / self._method.draws)
+        return Terms(nll / self.method.draws, kl / self.method.draws)
 
     def approximation(self, params: Params) -> Approximation:
         """The guide at these parameters."""
@@ -123,15 +121,10 @@ class _AutoGuide:
         options = {}
         if "init_loc_fn" in inspect.signature(make).parameters and "init_loc_fn" not in getattr(make, "keywords", {}):
             options["init_loc_fn"] = pyro.infer.autoguide.init_to_value(values=start)
-
-        def program() -> None:
-            # The latents alone: a guide asks the model for their shapes and supports, not for the data.
-            model.sample_weights()
-            model.likelihood.latents(model.like)
-
         points = {site.name: site.value for site in model.sites().points}
         with pyro.settings.context(module_local_params=True), pyro.get_param_store().scope():
-            self._guide = make(poutine.substitute(program, data=points), **options)
+            # The unknowns alone: a guide asks the model for their shapes and supports, not for the data.
+            self._guide = make(poutine.substitute(model.sample_unknowns, data=points), **options)
             self._guide()
         parameters = {name: p.detach() for name, p in self._guide.named_parameters()}
         self.layout = Layout([Site(name, value, constraints.real) for name, value in parameters.items()])
