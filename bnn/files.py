@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bnn.approximation import Guide, described, restored
+from bnn.approximations import Guide, described, restored
 from bnn.history import History
 from bnn.layout import Layout
 from bnn.model import BNN

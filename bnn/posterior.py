@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from bnn.approximation import Approximation, Values
+from bnn.approximations import Approximation, Values
 from bnn.forward import forward_over_draws
 from bnn.history import History
 from bnn.inputs import Inputs, check_finite, input_batches, named_leaves, num_rows, row_shapes

@@ -13,7 +13,7 @@ from torch import nn
 
 import bnn
 from bnn.analysis import to_arviz
-from bnn.approximation import Approximation, Draws, Gaussian
+from bnn.approximations import Approximation, Draws, Gaussian
 from bnn.layout import Layout
 from bnn.posterior import Posterior
 

@@ -12,7 +12,7 @@ from linear import Exact, linear_regression
 from torch import Tensor
 
 import bnn
-import bnn.approximation
+import bnn.approximations
 from bnn.inference import objective as objective_module
 
 SEEDS = 8
@@ -125,7 +125,7 @@ def test_the_predictive_distribution_of_the_exact_answer_is_the_closed_form() ->
     noise = torch.randn(draws, 3, generator=generator, dtype=torch.float64)
     weights = (problem.mean + noise @ root.T).reshape(1, draws, 1, 3)
     posterior = bnn.Posterior(
-        problem.model, bnn.approximation.Draws({"weight": weights}), points={}, state=problem.model.state()
+        problem.model, bnn.approximations.Draws({"weight": weights}), points={}, state=problem.model.state()
     )
     prediction = posterior.predict(problem.x)
     variance = ((problem.x @ problem.covariance) * problem.x).sum(1, keepdim=True)

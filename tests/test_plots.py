@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnn
 from bnn import plots
-from bnn.approximation import Draws
+from bnn.approximations import Draws
 from bnn.history import History
 from bnn.likelihoods import Bernoulli, Categorical, Gaussian
 from bnn.plots.style import BLUE, SKY, VERMILLION

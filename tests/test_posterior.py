@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 import bnn
 import bnn.files
-from bnn.approximation import Draws, Gaussian
+from bnn.approximations import Draws, Gaussian
 from bnn.layout import Layout
 from bnn.likelihoods import Bernoulli, Categorical
 from bnn.posterior import Posterior

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bnn.approximation import Approximation, Draws
+from bnn.approximations import Approximation, Draws
 from bnn.capture import Backend
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod

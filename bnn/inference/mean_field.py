@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bnn.approximation import Approximation, Gaussian
+from bnn.approximations import Approximation, Gaussian
 from bnn.capture import Backend
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod

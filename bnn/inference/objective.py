@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from bnn.approximation import Approximation
+from bnn.approximations import Approximation
 from bnn.capture import Backend, Captured
 from bnn.data import Batch, as_batch
 from bnn.inference.base import GradientMethod

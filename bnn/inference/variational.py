@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import constraints
 
-from bnn.approximation import Approximation, Guide, Values
+from bnn.approximations import Approximation, Guide, Values
 from bnn.capture import Backend, Captured
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod
