@@ -80,6 +80,10 @@ class Source(ABC):
         """One epoch, in an order drawn from torch's present random state."""
 
     @abstractmethod
+    def member_batches(self, members: int) -> Iterator[Batch]:
+        """One epoch for several members at once, each in an order of its own: tensors ``(members, n, ...)``."""
+
+    @abstractmethod
     def check_targets(self, check: Callable[[Tensor], None]) -> None:
         """Have all targets checked: those in memory now, a loader's as they come."""
 
@@ -96,6 +100,7 @@ class ArraySource(Source):
         self.whole = batch
         self.n = len(batch.y)
         self.batch_size = min(batch_size or self.n, self.n)
+        self._repeated: list[Tensor] | None = None
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -117,6 +122,20 @@ class ArraySource(Source):
         order = torch.randperm(self.n, device=device)
         for rows in order.split(self.batch_size):
             yield Batch.rebuild(structure, [leaf.index_select(0, rows) for leaf in leaves])
+
+    def member_batches(self, members: int) -> Iterator[Batch]:
+        """A permutation a member; where one batch holds all rows, the same for all."""
+        structure, leaves = self.whole.structure, self.whole.leaves
+        if self.batch_size == self.n:
+            if self._repeated is None or len(self._repeated[0]) != members:
+                self._repeated = [leaf.expand(members, *leaf.shape).contiguous() for leaf in leaves]
+            yield Batch.rebuild(structure, self._repeated)
+            return
+        order = torch.stack([torch.randperm(self.n, device=leaves[0].device) for _ in range(members)])
+        for rows in order.split(self.batch_size, dim=1):
+            flat = rows.reshape(-1)
+            taken = [leaf.index_select(0, flat).view(members, rows.shape[1], *leaf.shape[1:]) for leaf in leaves]
+            yield Batch.rebuild(structure, taken)
 
 
 class LoaderSource(Source):
@@ -145,6 +164,12 @@ class LoaderSource(Source):
             yield batch
         if empty:
             raise ValueError("the loader gave no batch: it is empty, or it can be iterated over only once")
+
+    def member_batches(self, members: int) -> Iterator[Batch]:
+        """The loader read once a member, side by side: its shuffling gives each another order."""
+        for parts in zip(*[self.batches() for _ in range(members)], strict=True):
+            leaves = zip(*(part.leaves for part in parts), strict=True)
+            yield Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
 
 
 def as_source(

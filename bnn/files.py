@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.distributions import constraints
 
-from bnn.approximations import Guide, described, restored
+from bnn.approximations import Draws, Guide, described, restored
 from bnn.history import History
-from bnn.layout import Layout
+from bnn.layout import Layout, Site
 from bnn.model import BNN
 from bnn.random import isolated
 
@@ -106,7 +107,6 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
 
     record, tensors = _read(Path(path))
     _check_model(record, model)
-    layout = Layout(model.sites().latents)
     like = model.like
     groups: dict[str, dict[str, Tensor]] = {
         name: {} for name in ("approximation", "points", "state", "history", "guide")
@@ -116,8 +116,13 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
         if group not in groups or not name:
             raise ValueError(f"{path}: unexpected tensor {key!r} in {_TENSORS}")
         groups[group][name] = value if group == "history" else value.to(like.device)
-    _check_names("points", groups["points"], {site.name: site.value for site in model.sites().points})
-    _check_names("state", groups["state"], model.state())
+    sites, state = model.sites(), model.state()
+    own = set(groups["approximation"]) if record["kind"] == Draws.kind else set()
+    points = [site for site in sites.points if site.name not in own]
+    _check_names("points", groups["points"], {site.name: site.value for site in points})
+    _check_names("state", groups["state"], {name: value for name, value in state.items() if name not in own})
+    buffers = [Site(name, value, constraints.real) for name, value in state.items() if name in own]
+    layout = Layout([*sites.latents, *[site for site in sites.points if site.name in own], *buffers])
     if method is not None:
         if not isinstance(method, Variational):
             raise TypeError(f"method is the bnn.Variational of a custom guide, not {type(method).__name__}")

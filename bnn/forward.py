@@ -120,9 +120,13 @@ def _exchanged(model: BNN, names: Sequence[str]) -> Iterator[_Places]:
         places(before)
 
 
+def maps_well(net: nn.Module) -> bool:
+    """Whether vmap over weights pays: it has no rule for LSTM, GRU and RNN, and makes slow grouped convolutions."""
+    return not any(isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd) for module in net.modules())
+
+
 def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) -> int:
-    # vmap has no rule for the fused kernels of LSTM, GRU and RNN, and turns convolutions into slow grouped ones.
-    if any(isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd) for module in net.modules()):
+    if not maps_well(net):
         return 1
     work = max(1, rows) * max(1, sum(value[0].numel() for value in weights.values()))
     return max(1, _BATCHED_WORK // work) if work <= _SMALL_WORK else 1

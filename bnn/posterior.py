@@ -60,6 +60,8 @@ class Posterior:
         self.settings = dict(settings or {})
         self.input_shapes = input_shapes
         self._names = [name for name, p in self.model.net.named_parameters() if p.requires_grad]
+        # Where each draw is a net of its own (an ensemble), it holds its own learned points and buffers too.
+        self._tensors = [*self._names, *self.model.state()]
 
     def __repr__(self) -> str:
         shape = self.approximation.shape
@@ -137,7 +139,7 @@ class Posterior:
             raise ValueError(f"at_once is at least 1, not {at_once}")
         values = self._checked(draws) if isinstance(draws, Mapping) else self.draws(draws, seed)
         num = len(next(iter(values.values()))) if values else 1
-        weights = {name: values[name] for name in self._names if name in values}
+        weights = {name: values[name] for name in self._tensors if name in values}
         shared = {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
         # A DataLoader takes a number from torch's random state whenever it is iterated over.
         with pyro.validation_enabled(False), isolated(device=self.model.like.device):

@@ -5,8 +5,9 @@ A new one is one class with its `kind`, and one line in `KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from bnn.approximations.base import Approximation, Values, check_fit, described
@@ -18,7 +19,35 @@ from bnn.layout import Layout
 #: By the name under which they are saved.
 KINDS: dict[str, type[Approximation]] = {kind.kind: kind for kind in (Draws, Gaussian, Guide)}
 
-__all__ = ["KINDS", "Approximation", "Draws", "Gaussian", "Guide", "Values", "check_fit", "described", "restored"]
+__all__ = [
+    "KINDS",
+    "Approximation",
+    "Draws",
+    "Gaussian",
+    "Guide",
+    "Values",
+    "check_fit",
+    "described",
+    "joined",
+    "restored",
+]
+
+
+def joined(parts: Sequence[Approximation], own: Sequence[Values]) -> Approximation:
+    """The equal mixture of several approximations.
+
+    Args:
+        parts: Of the members of an ensemble.
+        own: What each member's draws hold besides its latents: learned points, buffers.
+    """
+    if all(isinstance(part, Draws) for part in parts):
+        tables = [
+            part.tensors() | {name: value.expand(*part.shape, *value.shape) for name, value in other.items()}
+            for part, other in zip(parts, own, strict=True)
+            if part.shape is not None
+        ]
+        return Draws({name: torch.cat([table[name] for table in tables], dim=1) for name in tables[0]})
+    raise NotImplementedError
 
 
 def restored(kind: str, tensors: Mapping[str, Tensor], layout: Layout) -> Approximation:

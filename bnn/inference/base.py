@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,40 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientMethod(Method):
+class IterativeMethod(Method):
+    """A method that starts somewhere and moves on.
+
+    Args:
+        temperature: T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``; 1 is Bayes.
+        init: Where to start: ``"net"``, the network's own weights; ``"prior"``, a draw; or another `Posterior`.
+    """
+
+    temperature: float = 1.0
+    init: Init = "net"
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a setting that makes no sense, with its name."""
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is positive, not {self.temperature}")
+        if not isinstance(self.init, Posterior) and self.init not in ("net", "prior"):
+            raise ValueError(f"init is 'net', 'prior' or a Posterior, not {self.init!r}")
+
+    def start(self, model: BNN, layout: Layout) -> Tensor:
+        """The unconstrained vector to start from, ``(D,)``."""
+        values = {site.name: site.value for site in layout.sites}
+        if isinstance(self.init, Posterior):
+            known = self.init.draws()
+            missing = [name for name in values if name not in known]
+            if missing:
+                raise ValueError(f"the posterior to start from does not know {missing}")
+            return torch.func.vmap(layout.flatten)({name: known[name] for name in values}).mean(0)
+        if self.init == "prior":
+            values |= model.prior_draw()
+        return layout.flatten(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMethod(IterativeMethod):
     """A method that minimises a loss by stochastic gradients.
 
     The loss is per datum, so that `lr` means what it means in PyTorch.
@@ -71,8 +105,6 @@ class GradientMethod(Method):
             0: the last iterate.
         patience: With ``fit(validation=...)``: stop after this many epochs without a better held-out log-density, and
             go back to the best; ``None``: run all epochs.
-        temperature: T in ``nll + T * kl``: the target is ``p(y | w)^(1/T) p(w)``; 1 is Bayes.
-        init: Where to start: ``"net"``, the network's own weights; ``"prior"``, a draw; or another `Posterior`.
     """
 
     epochs: int = 500
@@ -84,24 +116,21 @@ class GradientMethod(Method):
     accumulate: int = 1
     average: float = 0.0
     patience: int | None = None
-    temperature: float = 1.0
-    init: Init = "net"
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a setting that makes no sense, with its name."""
+        """See `IterativeMethod`."""
+        super().__post_init__()
         for name in ("epochs", "accumulate", "batch_size", "patience"):
             value = getattr(self, name)
             optional = name in ("batch_size", "patience")
             if not (isinstance(value, int) and value >= 1) and not (value is None and optional):
                 raise ValueError(f"{name} is a whole number from 1{' or None' if optional else ''}, not {value!r}")
-        for name in ("lr", "temperature", "clip_norm"):
+        for name in ("lr", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is positive, not {value}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average is a share of the steps, at least 0 and below 1, not {self.average}")
-        if isinstance(self.init, str) and self.init not in ("net", "prior"):
-            raise ValueError(f"init is 'net', 'prior' or a Posterior, not {self.init!r}")
 
     @abstractmethod
     def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
@@ -126,20 +155,7 @@ class GradientMethod(Method):
         """Minimise the loss; see `bnn.fit`."""
         from bnn.inference.loop import optimise
 
-        return optimise(self, model, data, run)
-
-    def start(self, model: BNN, layout: Layout) -> Tensor:
-        """The unconstrained vector to start from, ``(D,)``."""
-        values = {site.name: site.value for site in layout.sites}
-        if isinstance(self.init, Posterior):
-            known = self.init.draws()
-            missing = [name for name in values if name not in known]
-            if missing:
-                raise ValueError(f"the posterior to start from does not know {missing}")
-            return torch.func.vmap(layout.flatten)({name: known[name] for name in values}).mean(0)
-        if self.init == "prior":
-            values |= model.prior_draw()
-        return layout.flatten(values)
+        return optimise(self, self.objective, model, data, run)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnn.capture import Backend
 from bnn.data import Batch, Data, Source, as_source
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
@@ -47,13 +48,28 @@ class Progress:
     objective: Objective
 
 
-def optimise(method: GradientMethod, model: BNN, data: Data, run: Run) -> Posterior:
-    """Minimise a method's loss on the data, and give back the posterior at the end; see `bnn.fit`."""
+def optimise(
+    method: GradientMethod,
+    build: Callable[[BNN, int, Backend], Objective],
+    model: BNN,
+    data: Data,
+    run: Run,
+) -> Posterior:
+    """Minimise a loss on the data, and give back the posterior at the end; see `bnn.fit`.
+
+    Args:
+        method: How: epochs, batches, optimiser and so on.
+        build: The loss, given model, number of rows and backend; a method's own `GradientMethod.objective`, or one of
+            several members.
+        model: Not altered.
+        data: As in `bnn.fit`.
+        run: As in `bnn.fit`.
+    """
     started = time.perf_counter()
     source = as_source(data, model.likelihood, model.like, method.batch_size, n_data=run.n_data, weight=run.weight)
     with isolated(other_seed(run.seed, "fit"), model.like.device):
         validation = _validation(run.validation, model)
-        objective = method.objective(model, source.n, run.compile)
+        objective = build(model, source.n, run.compile)
         fit = _Fit(method, objective, source, validation, run)
         fit.run_epochs()
     history = fit.history
@@ -92,7 +108,8 @@ class _Fit:
         """Capture for every batch size that will come, before the first step: backends follow from counts alone."""
         # One batch, without moving the random state that the epochs start from.
         with isolated(device=self.objective.model.like.device):
-            first = next(self.source.batches())
+            whole = next(self._batches())
+        first = self.objective.one_member(whole)
         objective, likelihood = self.objective, self.objective.model.likelihood
         objective.input_shapes = row_shapes(first.x)
         outputs = objective.outputs(first.x)
@@ -114,7 +131,8 @@ class _Fit:
                 "cannot take statistics: choose another batch_size"
             )
         for size, times in sizes.items():
-            part = Batch.rebuild(first.structure, [leaf[:size] for leaf in first.leaves])
+            dim = 0 if objective.members is None else 1
+            part = Batch.rebuild(whole.structure, [leaf.narrow(dim, 0, size) for leaf in whole.leaves])
             self.objective.prepare(part, calls=times * self.method.epochs)
 
     def run_epochs(self) -> None:
@@ -140,11 +158,15 @@ class _Fit:
 
     def _epoch(self) -> int:
         steps = 0
-        batches = self.source.batches()
+        batches = self._batches()
         while group := list(_take(batches, self.method.accumulate)):
             self._step(group)
             steps += 1
         return steps
+
+    def _batches(self) -> Iterator[Batch]:
+        members = self.objective.members
+        return self.source.batches() if members is None else self.source.member_batches(members)
 
     def _step(self, group: list[Batch]) -> None:
         def closure() -> Any:
@@ -155,7 +177,7 @@ class _Fit:
             for i, param in enumerate(self.params):
                 param.grad = results[0][0][i] if len(results) == 1 else _mean([g[i] for g, _ in results])
             if self.method.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.params, self.method.clip_norm)
+                _clip(self.params, self.method.clip_norm, self.objective.members)
             if not seen:
                 seen.append(stats)
             return stats[0]
@@ -166,6 +188,7 @@ class _Fit:
         self.stats.append(seen[0])
         if self.scheduler is not None:
             self.scheduler.step()
+        self.objective.after_step(len(self.stats), self.total_steps)
         if len(self.stats) > (1 - self.method.average) * self.total_steps:
             self._average()
 
@@ -252,6 +275,17 @@ def _validation(validation: Any, model: BNN) -> Batch | None:
 def _take(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
     for _, batch in zip(range(count), batches, strict=False):
         yield batch
+
+
+def _clip(params: list[Any], largest: float, members: int | None) -> None:
+    """Limit the norm of the gradient, of each member by itself."""
+    if members is None:
+        torch.nn.utils.clip_grad_norm_(params, largest)
+        return
+    norms = torch.cat([p.grad.flatten(1) for p in params], dim=1).norm(dim=1)
+    factor = (largest / (norms + 1e-6)).clamp(max=1.0)  # as torch does for one
+    for p in params:
+        p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
 
 
 def _mean(tensors: list[Tensor]) -> Tensor:

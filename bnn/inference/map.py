@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from bnn.approximations import Approximation, Draws
 from bnn.capture import Backend
-from bnn.data import Batch
 from bnn.inference.base import GradientMethod
-from bnn.inference.divergence import negative_log_prior
-from bnn.inference.objective import Objective, Params, Terms
+from bnn.inference.objective import Objective
+from bnn.inference.point import PointLoss
 from bnn.model import BNN
 
 
@@ -35,25 +31,4 @@ class MAP(GradientMethod):
                 f"MAP cannot be used with a learned prior scale (in {', '.join(groups)}): the joint density of weights "
                 "and scale grows without bound as both shrink to zero. Give the prior a fixed scale, or use mean_field"
             )
-        return MAPLoss(self, model, n_data, backend)
-
-
-class MAPLoss(Objective):
-    """(negative log-likelihood + temperature * negative log prior) / N at one point."""
-
-    def initial(self) -> dict[str, Tensor]:
-        """One flat vector."""
-        return {"theta": self.method.start(self.model, self.latents)} if self.latents.size else {}
-
-    def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
-        """The density at theta; `kl` is the negative log prior."""
-        theta = params["theta"] if self.latents.size else self.temperature.new_zeros(0)
-        nll, trace = self.data_nll(self.latents.unflatten(theta), points, batch, state)
-        return Terms(nll, negative_log_prior(self.latents, trace, theta))
-
-    def approximation(self, params: Params) -> Approximation:
-        """A single draw."""
-        if not self.latents.size:
-            return Draws({})
-        values = self.latents.unflatten(params["theta"])
-        return Draws({name: value[None, None] for name, value in values.items()})
+        return PointLoss(self, model, n_data, backend)

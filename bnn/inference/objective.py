@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from bnn.approximations import Approximation
 from bnn.capture import Backend, Captured
 from bnn.data import Batch, as_batch
-from bnn.inference.base import GradientMethod
+from bnn.forward import maps_well
+from bnn.inference.base import IterativeMethod
 from bnn.inputs import Inputs, named_leaves, row_shapes
 from bnn.layout import Layout
 from bnn.model import BNN
@@ -27,7 +28,7 @@ Params = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Terms:
-    """What a loss is made of, summed over the whole data set."""
+    """What a loss is made of, summed over the whole data set: scalars, or one a member (`Objective.members`)."""
 
     #: Negative log-likelihood, scaled to N rows.
     nll: Tensor
@@ -51,9 +52,17 @@ class Objective(nn.Module, ABC):
         backend: See `bnn.capture.Captured`.
     """
 
-    def __init__(self, method: GradientMethod, model: BNN, n_data: int, backend: Backend = "auto"):
+    #: How many copies of the parameters there are, each with rows of its own: parameters, buffers and the tensors of
+    #: a batch then have this leading dimension. None: one, without it.
+    members: int | None = None
+    #: Whether vmap takes the random draws of `terms`; Pyro's own `rsample` it does not take.
+    draws_map: ClassVar[bool] = True
+
+    def __init__(self, method: IterativeMethod, model: BNN, n_data: int, backend: Backend = "auto"):
         super().__init__()
         self.method = method
+        #: What the posterior keeps for the record.
+        self.settings = method.settings()
         if n_data < 1:
             raise ValueError(f"n_data is the number of training rows, at least 1, not {n_data}")
         self.model = model.copy()
@@ -67,12 +76,15 @@ class Objective(nn.Module, ABC):
         self.temperature = torch.tensor(method.temperature, dtype=model.like.dtype, device=model.like.device)
         self.state = self.model.state()
         self._buffers_moved = [name for name, _ in self.model.net.named_buffers()]
+        if self.members is not None:
+            for name in self._buffers_moved:
+                self.state[name] = self.state[name].expand(self.members, *self.state[name].shape).clone()
         self.notes: list[str] = []
         #: The shapes of one row of each input, once there was one.
         self.input_shapes: list[tuple[int, ...]] | None = None
         for name, value in self.initial().items():
             self.register_parameter(name, nn.Parameter(value.detach().clone()))
-        if self.points.size:
+        if self.points.size and self.members is None:
             self.points_vector = nn.Parameter(self.points.flatten({s.name: s.value for s in sites.points}))
         self._programs: dict[Any, Captured] = {}
 
@@ -100,6 +112,9 @@ class Objective(nn.Module, ABC):
         batch = as_batch(x, y, self.model.likelihood, self.model.like, weight)
         batch = Batch(batch.x, batch.y, rows, batch.weight)
         self.input_shapes = self.input_shapes or row_shapes(batch.x)
+        if self.members is not None:
+            leaves = [leaf.expand(self.members, *leaf.shape).contiguous() for leaf in batch.leaves]
+            batch = Batch.rebuild(batch.structure, leaves)
         loss: Tensor = _CapturedLoss.apply(self, batch, *self.parameters())
         return loss
 
@@ -118,6 +133,20 @@ class Objective(nn.Module, ABC):
                 self.state[name] = value
         return list(results[:count]), results[count]
 
+    def after_step(self, step: int, steps: int) -> None:
+        """Called by the training loop after optimiser step `step` of `steps`, for what a method gathers on the way."""
+
+    @property
+    def batchable(self) -> bool:
+        """Whether several sets of parameters are best mapped over, rather than taken one after the other."""
+        return self.draws_map and maps_well(self.model.net)
+
+    def one_member(self, batch: Batch) -> Batch:
+        """The rows of one member."""
+        if self.members is None:
+            return batch
+        return Batch.rebuild(batch.structure, [leaf[0] for leaf in batch.leaves])
+
     def program(self, batch: Batch) -> Captured:
         """The captured function for batches of this structure, in the present mode."""
         key = (batch.structure, self.training)
@@ -132,7 +161,7 @@ class Objective(nn.Module, ABC):
                 return self._evaluate(params, state, temperature, Batch.rebuild(structure, leaves))
 
             def check(*tensors: Tensor) -> None:
-                self.check(Batch.rebuild(structure, tensors[count + len(states) + 1 :]))
+                self.check(self.one_member(Batch.rebuild(structure, tensors[count + len(states) + 1 :])))
 
             what = f"the {type(self).__name__} of this network"
             self._programs[key] = Captured(evaluate, self.backend, what, check)
@@ -144,8 +173,7 @@ class Objective(nn.Module, ABC):
         if len(batch.y) > self.n_data:
             raise ValueError(f"n_data, the rows of the whole set, is {self.n_data}, but this batch has {len(batch.y)}")
         self.model.likelihood.check(self.outputs(batch.x), batch.y)
-        values, points = self._start
-        state = {name: value.clone() for name, value in self.state.items()}
+        values, points, state = self._start
         with isolated(device=self.temperature.device), torch.no_grad(), pyro.validation_enabled(True):
             self.model.trace(values, points, batch.x, batch.y, rows=batch.rows, weight=batch.weight, state=state)
 
@@ -155,8 +183,7 @@ class Objective(nn.Module, ABC):
         Raises:
             ValueError: The network cannot take such inputs.
         """
-        values, points = self._start
-        state = {name: value.clone() for name, value in self.state.items()}
+        values, points, state = self._start
         with isolated(device=self.temperature.device), torch.no_grad():
             weights = self.model.weights(values, points)
             try:
@@ -166,11 +193,13 @@ class Objective(nn.Module, ABC):
                 raise ValueError(f"the network cannot take these inputs ({shown}): {error}") from error
 
     @property
-    def _start(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The values that latents and points start from."""
+    def _start(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """The values that latents and points start from, and a copy of one member's state."""
+        stacked = set() if self.members is None else set(self._buffers_moved)
         return (
             {site.name: site.value for site in self.latents.sites},
             {site.name: site.value for site in self.points.sites},
+            {name: (value[0] if name in stacked else value).clone() for name, value in self.state.items()},
         )
 
     @property
@@ -191,31 +220,36 @@ class Objective(nn.Module, ABC):
         def loss(values: list[Tensor]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             named = dict(zip(names, values, strict=True))
             moving = {name: value.clone() for name, value in state.items()}
-            points = self._take_points(named)
+            points = self.take_points(named)
             terms = self.terms(named, points, batch, moving)
             nll, kl = terms.nll / self.n_data, terms.kl / self.n_data
             total = nll + temperature * kl
-            return total, (torch.stack([total, nll, kl]), [moving[name] for name in self._buffers_moved])
+            stats = torch.stack([total, nll, kl])
+            if self.members is not None:  # the members' gradients are independent of each other
+                total, stats = total.sum(), stats.mean(1)
+            return total, (stats, [moving[name] for name in self._buffers_moved])
 
         gradients, (_, (stats, moved)) = torch.func.grad_and_value(loss, has_aux=True)(list(params))
         return [*gradients, stats.detach(), *[value.detach() for value in moved]]
 
-    def _take_points(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    def take_points(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """The learned points; their vector is taken out of the parameters, which are the method's own then."""
-        return self.points.unflatten(named.pop("points_vector")) if self.points.size else {}
+        has_own = self.points.size and self.members is None
+        return self.points.unflatten(named.pop("points_vector")) if has_own else {}
 
     def posterior(self, params: Params | None = None) -> Posterior:
         """The posterior at the present parameters (or at these), with copies of all that it needs."""
         with torch.no_grad(), pyro.validation_enabled(False):
             named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
-            points = self._take_points(named)
+            points = self.take_points(named)
             approximation = self.approximation(named)
+            own = set() if self.members is None else set(self._buffers_moved)  # these are part of each draw
         return Posterior(
             self.model,
             approximation,
             points=points,
-            state=self.state,
-            settings={**self.method.settings(), "n_data": self.n_data},
+            state={name: value for name, value in self.state.items() if name not in own},
+            settings={**self.settings, "n_data": self.n_data},
             input_shapes=self.input_shapes,
         )
 

@@ -68,6 +68,7 @@ class GuideLoss(Objective):
     """The negative evidence lower bound per datum, at draws of the guide: what Pyro's ``Trace_ELBO`` estimates."""
 
     method: Variational
+    draws_map = False
 
     def initial(self) -> dict[str, Tensor]:
         """All of the guide's parameters, unconstrained, as one flat vector."""

@@ -1,0 +1,92 @@
+"""Several members of one method, trained at once: one captured graph steps them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bnn.approximations import Approximation
+from bnn.data import Batch
+from bnn.inference.objective import Objective, Params, Terms
+
+
+class ReplicatedLoss(Objective):
+    """The losses of K members of one objective, each with parameters, buffers, rows and random numbers of its own.
+
+    The members' parameters, stacked, are those of this module: ``(K, ...)``. A step is one call of one program, whose
+    matrix products carry the members as a batch dimension. Where vmap has no rule (recurrent layers, Pyro's guides) or
+    a slow one (convolutions), the members stand one after the other in that program.
+
+    Args:
+        members: Objectives that differ in their starting points only. The first one's mathematics is used for all.
+    """
+
+    def __init__(self, members: Sequence[Objective]):
+        first = members[0]
+        self._first = (first,)  # in a tuple, so that its parameters do not count as this module's
+        self.members = len(members)
+        self._starts = {
+            name: torch.stack([dict(member.named_parameters())[name].detach() for member in members])
+            for name, _ in first.named_parameters()
+        }
+        super().__init__(first.method, first.model, first.n_data, first.backend)
+        self.notes = first.notes
+        del self._starts
+
+    @property
+    def first(self) -> Objective:
+        """The member whose mathematics is used for all; its own parameters are not trained."""
+        return self._first[0]
+
+    def initial(self) -> dict[str, Tensor]:
+        """The members' own starting values, stacked."""
+        return self._starts
+
+    def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
+        """The terms of every member: ``(K,)`` each."""
+        structure = batch.structure
+        moved = {name: state[name] for name in self._buffers_moved}
+        fixed = {name: value for name, value in state.items() if name not in moved}
+
+        def one(own: dict[str, Tensor], leaves: list[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            named, all_state = dict(own), {**fixed, **buffers}
+            own_points = self.first.take_points(named)
+            terms = self.first.terms(named, own_points, Batch.rebuild(structure, leaves), all_state)
+            return terms.nll, terms.kl, *[all_state[name] for name in moved]
+
+        arguments = (dict(params), batch.leaves, moved)
+        if self.first.batchable:
+            results = torch.func.vmap(one, randomness="different")(*arguments)
+        else:
+            assert self.members is not None
+            each = [one(*_member(arguments, k)) for k in range(self.members)]
+            results = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        nll, kl, *buffers = results
+        state.update(zip(moved, buffers, strict=True))
+        return Terms(nll, kl)
+
+    def approximation(self, params: Params) -> Approximation:
+        """What the members' approximations make together, each with its own learned points and buffers."""
+        from bnn.approximations import joined
+
+        assert self.members is not None
+        parts, own = [], []
+        for k in range(self.members):
+            named = {name: value[k] for name, value in params.items()}
+            points = self.first.take_points(named)
+            parts.append(self.first.approximation(named))
+            own.append(points | {name: self.state[name][k] for name in self._buffers_moved})
+        return joined(parts, own)
+
+
+def _member(
+    arguments: tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]], k: int
+) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
+    params, leaves, buffers = arguments
+    return (
+        {name: value[k] for name, value in params.items()},
+        [leaf[k] for leaf in leaves],
+        {name: value[k] for name, value in buffers.items()},
+    )
