@@ -13,14 +13,30 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. The single table behind both `bnn.NAME` and `dir(bnn)`.
 _HOME = {
     "BNN": "bnn.model",
+    "ChEES": "bnn.inference",
+    "Ensemble": "bnn.inference",
+    "Flow": "bnn.inference",
+    "FullRank": "bnn.inference",
+    "HMC": "bnn.inference",
     "History": "bnn.history",
+    "IVON": "bnn.inference",
+    "Laplace": "bnn.inference",
+    "LastLayer": "bnn.inference",
+    "LowRank": "bnn.inference",
     "MAP": "bnn.inference",
+    "MCDropout": "bnn.inference",
     "MeanField": "bnn.inference",
     "METHODS": "bnn.inference",
+    "NUTS": "bnn.inference",
     "NonFiniteLossError": "bnn.inference",
     "Posterior": "bnn.posterior",
     "Prediction": "bnn.prediction",
+    "SWAG": "bnn.inference",
+    "VBLL": "bnn.inference",
     "Variational": "bnn.inference",
+    "SGLD": "bnn.inference",
+    "SGHMC": "bnn.inference",
+    "SVGD": "bnn.inference",
     "fit": "bnn.inference",
     "load": "bnn.posterior",
 }
@@ -28,9 +44,25 @@ _SUBMODULES = ("analysis", "inference", "likelihoods", "plots", "priors")
 
 __all__ = [
     "BNN",
+    "HMC",
+    "IVON",
     "MAP",
     "METHODS",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "SVGD",
+    "SWAG",
+    "VBLL",
+    "ChEES",
+    "Ensemble",
+    "Flow",
+    "FullRank",
     "History",
+    "Laplace",
+    "LastLayer",
+    "LowRank",
+    "MCDropout",
     "MeanField",
     "NonFiniteLossError",
     "Posterior",
@@ -48,7 +80,30 @@ __all__ = [
 if TYPE_CHECKING:
     from bnn import analysis, inference, likelihoods, plots, priors
     from bnn.history import History
-    from bnn.inference import MAP, METHODS, MeanField, NonFiniteLossError, Variational, fit
+    from bnn.inference import (
+        HMC,
+        IVON,
+        MAP,
+        METHODS,
+        NUTS,
+        SGHMC,
+        SGLD,
+        SVGD,
+        SWAG,
+        VBLL,
+        ChEES,
+        Ensemble,
+        Flow,
+        FullRank,
+        Laplace,
+        LastLayer,
+        LowRank,
+        MCDropout,
+        MeanField,
+        NonFiniteLossError,
+        Variational,
+        fit,
+    )
     from bnn.model import BNN
     from bnn.posterior import Posterior, load
     from bnn.prediction import Prediction

@@ -94,10 +94,16 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """Tensors in memory, shuffled by indices: a tenth of a DataLoader's cost."""
+    """Tensors in memory, shuffled by indices: a tenth of a DataLoader's cost.
 
-    def __init__(self, batch: Batch, batch_size: int | None):
-        self.whole = batch
+    Args:
+        batch: All rows.
+        batch_size: Rows a batch; ``None``: all.
+        member_targets: ``(members, n, ...)``, in the place of the targets for each of several members.
+    """
+
+    def __init__(self, batch: Batch, batch_size: int | None, *, member_targets: Tensor | None = None):
+        self.whole, self.member_targets = batch, member_targets
         self.n = len(batch.y)
         self.batch_size = min(batch_size or self.n, self.n)
         self._repeated: list[Tensor] | None = None
@@ -126,15 +132,23 @@ class ArraySource(Source):
     def member_batches(self, members: int) -> Iterator[Batch]:
         """A permutation a member; where one batch holds all rows, the same for all."""
         structure, leaves = self.whole.structure, self.whole.leaves
+        own = self.member_targets
+        y = len(input_leaves(self.whole.x))  # the place of the targets among the leaves
         if self.batch_size == self.n:
             if self._repeated is None or len(self._repeated[0]) != members:
                 self._repeated = [leaf.expand(members, *leaf.shape).contiguous() for leaf in leaves]
+                if own is not None:
+                    self._repeated[y] = own
             yield Batch.rebuild(structure, self._repeated)
             return
-        order = torch.stack([torch.randperm(self.n, device=leaves[0].device) for _ in range(members)])
+        device = leaves[0].device
+        order = torch.stack([torch.randperm(self.n, device=device) for _ in range(members)])
+        first = self.n * torch.arange(members, device=device).unsqueeze(1)
         for rows in order.split(self.batch_size, dim=1):
             flat = rows.reshape(-1)
             taken = [leaf.index_select(0, flat).view(members, rows.shape[1], *leaf.shape[1:]) for leaf in leaves]
+            if own is not None:
+                taken[y] = own.flatten(0, 1).index_select(0, (rows + first).reshape(-1)).view(taken[y].shape)
             yield Batch.rebuild(structure, taken)
 
 

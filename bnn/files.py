@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.distributions import constraints
 
-from bnn.approximations import Draws, Guide, described, restored
+from bnn.approximations import Approximation, Guide, Mixture, described, held, restored
 from bnn.history import History
 from bnn.layout import Layout, Site
 from bnn.model import BNN
@@ -62,7 +62,7 @@ def save(posterior: Posterior, path: str | Path, *, overwrite: bool = False) -> 
     record = {
         "schema": SCHEMA,
         "kind": kind,
-        **_model_record(posterior.model),
+        **model_record(posterior.model),
         "settings": posterior.settings,
         "versions": versions(),
         "input_shapes": posterior.input_shapes,
@@ -106,7 +106,7 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
     from bnn.posterior import Posterior
 
     record, tensors = _read(Path(path))
-    _check_model(record, model)
+    check_model(record, model)
     like = model.like
     groups: dict[str, dict[str, Tensor]] = {
         name: {} for name in ("approximation", "points", "state", "history", "guide")
@@ -117,10 +117,10 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
             raise ValueError(f"{path}: unexpected tensor {key!r} in {_TENSORS}")
         groups[group][name] = value if group == "history" else value.to(like.device)
     sites, state = model.sites(), model.state()
-    own = set(groups["approximation"]) if record["kind"] == Draws.kind else set()
+    own = held(record["kind"], groups["approximation"])
     points = [site for site in sites.points if site.name not in own]
-    _check_names("points", groups["points"], {site.name: site.value for site in points})
-    _check_names("state", groups["state"], {name: value for name, value in state.items() if name not in own})
+    check_names("points", groups["points"], {site.name: site.value for site in points})
+    check_names("state", groups["state"], {name: value for name, value in state.items() if name not in own})
     buffers = [Site(name, value, constraints.real) for name, value in state.items() if name in own]
     layout = Layout([*sites.latents, *[site for site in sites.points if site.name in own], *buffers])
     if method is not None:
@@ -157,16 +157,15 @@ def versions() -> dict[str, str]:
 def _tensors(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
     approximation = posterior.approximation
     kind, groups = approximation.kind, {"approximation": approximation.tensors()}
-    if isinstance(approximation, Guide):
+    if _is_code(approximation):
         values = posterior.draws(_GUIDE_DRAWS)
-        names = [site.name for site in posterior.model.sites().latents]
-        kind, groups = (
-            "draws",
-            {
-                "approximation": {name: values[name].unsqueeze(0) for name in names},
-                "guide": approximation.tensors(),
-            },
-        )
+        sites = posterior.model.sites()
+        latents = {site.name for site in sites.latents}
+        own = {site.name for site in sites.points} | set(posterior.model.state())
+        names = [name for name in values if name in latents | own]
+        kind, groups = "draws", {"approximation": {name: values[name].unsqueeze(0) for name in names}}
+        if isinstance(approximation, Guide):
+            groups["guide"] = approximation.tensors()
     curves = {f.name: getattr(posterior.history, f.name) for f in fields(History)}
     groups |= {
         "points": posterior.points,
@@ -174,6 +173,11 @@ def _tensors(posterior: Posterior) -> tuple[dict[str, Tensor], str]:
         "history": {name: value for name, value in curves.items() if isinstance(value, Tensor)},
     }
     return {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}, kind
+
+
+def _is_code(approximation: Approximation) -> bool:
+    parts = approximation.parts if isinstance(approximation, Mixture) else [approximation]
+    return any(isinstance(part, Guide) for part in parts)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -190,7 +194,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for key, kind in _TYPES.items():
             if not isinstance(record[key], kind):
                 raise TypeError(f"{key} is of the wrong type")
-        record["input_shapes"] = _shapes(record["input_shapes"])
+        record["input_shapes"] = checked_shapes(record["input_shapes"])
         tensors = load_file(path / _TENSORS)
         _check_history(record["history"], {key for key in tensors if key.startswith("history/")})
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
@@ -198,10 +202,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return record, tensors
 
 
-def _shapes(shapes: list[Any] | None) -> list[tuple[int, ...]] | None:
+def checked_shapes(shapes: Any) -> list[tuple[int, ...]] | None:
+    """The shapes of the inputs' rows, as read from JSON; raises `TypeError` if they are none."""
     if shapes is None:
         return None
-    if not all(isinstance(shape, list) and all(isinstance(size, int) for size in shape) for shape in shapes):
+    if not isinstance(shapes, list) or not all(
+        isinstance(shape, list) and all(isinstance(size, int) for size in shape) for shape in shapes
+    ):
         raise TypeError(f"input_shapes are {shapes}")
     return [tuple(shape) for shape in shapes]
 
@@ -222,15 +229,16 @@ def _check_history(numbers: dict[str, Any], curves: set[str]) -> None:
         raise TypeError(f"the history has unknown fields {sorted(unknown)}")
 
 
-def _model_record(model: BNN) -> dict[str, Any]:
+def model_record(model: BNN) -> dict[str, Any]:
     """What a posterior stands on: prior, likelihood, and the shape, dtype and support of every site."""
     sites = model.sites()
     shown = {site.name: f"{described(site.value)} in {site.base_support}" for site in [*sites.latents, *sites.points]}
     return {"prior": repr(model.prior), "likelihood": repr(model.likelihood), "sites": shown}
 
 
-def _check_model(record: dict[str, Any], model: BNN) -> None:
-    ours = _model_record(model)
+def check_model(record: dict[str, Any], model: BNN) -> None:
+    """Raise `ValueError` if a model is not the one whose `model_record` this is."""
+    ours = model_record(model)
     for what in ("prior", "likelihood"):
         if record[what] != ours[what]:
             raise ValueError(f"the saved {what} was {record[what]}, this model has {ours[what]}")
@@ -241,7 +249,8 @@ def _check_model(record: dict[str, Any], model: BNN) -> None:
         raise ValueError(f"{len(other)} sites do not fit this model: {'; '.join(shown)}")
 
 
-def _check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise `ValueError` if names, shapes or dtypes differ."""
     theirs, ours = ({name: described(value) for name, value in tensors.items()} for tensors in (got, expected))
     if theirs != ours:
         raise ValueError(f"the saved {what} do not fit this model: saved {theirs}, expected {ours}")

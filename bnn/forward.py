@@ -121,8 +121,12 @@ def _exchanged(model: BNN, names: Sequence[str]) -> Iterator[_Places]:
 
 
 def maps_well(net: nn.Module) -> bool:
-    """Whether vmap over weights pays: it has no rule for LSTM, GRU and RNN, and makes slow grouped convolutions."""
-    return not any(isinstance(module, nn.RNNBase | nn.modules.conv._ConvNd) for module in net.modules())
+    """Whether vmap over weights pays.
+
+    It has no rule for LSTM, GRU and RNN, a slow one for attention, and makes slow grouped convolutions.
+    """
+    slow = nn.RNNBase | nn.modules.conv._ConvNd | nn.MultiheadAttention
+    return not any(isinstance(module, slow) for module in net.modules())
 
 
 def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) -> int:

@@ -43,6 +43,8 @@ _NEUTRAL_SIDES = {
     aten.sub.Tensor: ((0, 1),),
     aten.pow.Tensor_Scalar: ((0, 1),),
 }
+#: The names of constants that were worked out here; others are the tensors that a function closes over.
+_FOLDED = "_constant"
 _SAME_IF_SHAPE = {aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default}
 
 
@@ -68,13 +70,23 @@ def simplify(module: GraphModule) -> None:
 
 
 def bind_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
-    """The same program with its constants as leading arguments, and the constants."""
+    """The same program with its constants as leading arguments, and the constants.
+
+    Those of one number throughout become fills, which a compiler writes into its kernels; an argument costs at every
+    call.
+    """
     graph = torch.fx.Graph()
     mapping: dict[Node, Node] = {}
     constants: dict[str, Node] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             name = str(node.target)
+            value = _attribute(module, name)
+            if name.startswith(_FOLDED) and value.numel() and bool((value == value.flatten()[0]).all()):
+                options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+                number = value.flatten()[0].item()
+                mapping[node] = graph.call_function(aten.full.default, (list(value.shape), number), options)
+                continue
             if name not in constants:
                 constants[name] = graph.placeholder(f"constant_{name.replace('.', '_')}")
             mapping[node] = constants[name]
@@ -189,7 +201,7 @@ def _store(module: GraphModule, constants: dict[Node, Tensor]) -> None:
     for index, (node, value) in enumerate(constants.items()):
         if not any(user not in constants for user in node.users):
             continue
-        name = f"_constant{index}"
+        name = f"{_FOLDED}{index}"
         module.register_buffer(name, value, persistent=False)
         with module.graph.inserting_before(node):
             attribute = module.graph.get_attr(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -79,6 +79,39 @@ class Likelihood(ABC):
         """Raise `ValueError` or `TypeError`, in words, for targets that these outputs cannot be a prediction of."""
 
 
+@runtime_checkable
+class OutputFisher(Protocol):
+    """A likelihood whose curvature in the network's outputs is known in closed form."""
+
+    def fisher_root(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """S with ``S S'`` the expected Fisher information of the outputs, for each row.
+
+        That is the expectation, over y, of the negative Hessian of log p(y | outputs): what a generalised Gauss-Newton
+        matrix needs (Martens, JMLR 21, 2020, section 9).
+
+        Args:
+            outputs: ``(n,)`` or ``(n, k)``.
+            latents: As in `Likelihood.distribution`.
+
+        Returns:
+            ``(n, k, r)``, with k = 1 for outputs ``(n,)``.
+        """
+
+
+@runtime_checkable
+class GaussianAverage(Protocol):
+    """A likelihood whose average over Gaussian outputs is known in closed form."""
+
+    def averaged(self, outputs: Tensor, latents: Mapping[str, Tensor], covariance: Tensor) -> TorchDistributionMixin:
+        """The distribution of y where each row's outputs are Gaussian: batch shape ``(n,)``.
+
+        Args:
+            outputs: ``(n,)`` or ``(n, k)``, their means.
+            latents: As in `Likelihood.distribution`.
+            covariance: ``(n, k, k)``, with k = 1 for outputs ``(n,)``.
+        """
+
+
 class Gaussian(Likelihood):
     """y = f(x) + noise, with Gaussian noise of one scale: ``y ~ Normal(outputs, scale)``, per output independent.
 
@@ -96,6 +129,19 @@ class Gaussian(Likelihood):
     def distribution(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """``Normal(outputs, scale)`` with the output dimension, if there is one, in the event."""
         return dist.Normal(outputs, latents["likelihood.scale"]).to_event(outputs.dim() - 1)
+
+    def fisher_root(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """1 / scale, for each output by itself; see `OutputFisher`."""
+        return torch.diag_embed(
+            latents["likelihood.scale"].reciprocal().expand(outputs.shape).reshape(len(outputs), -1)
+        )
+
+    def averaged(self, outputs: Tensor, latents: Mapping[str, Tensor], covariance: Tensor) -> TorchDistributionMixin:
+        """Gaussian, with both variances added; see `GaussianAverage`."""
+        noise = latents["likelihood.scale"].square().expand(outputs.shape)
+        if outputs.dim() == 1:
+            return dist.Normal(outputs, (covariance[:, 0, 0] + noise).sqrt())
+        return dist.MultivariateNormal(outputs, covariance + torch.diag_embed(noise))
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         """Targets are of exactly the outputs' shape, and the scale is one number or one an output."""
@@ -121,6 +167,12 @@ class Categorical(Likelihood):
     def distribution(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """``Categorical(logits=outputs)``: softmax over the last dimension."""
         return dist.Categorical(logits=outputs)
+
+    def fisher_root(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """``diag(sqrt p) - p sqrt(p)'``, whose square is ``diag(p) - p p'``; see `OutputFisher`."""
+        probs = outputs.softmax(-1)
+        roots = probs.sqrt()
+        return torch.diag_embed(roots) - probs.unsqueeze(-1) * roots.unsqueeze(-2)
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         """Targets are integers below the number of outputs, one a row."""
@@ -157,6 +209,11 @@ class Bernoulli(Likelihood):
     def distribution(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """``Bernoulli(logits=outputs)``, per output independent."""
         return dist.Bernoulli(logits=outputs).to_event(outputs.dim() - 1)
+
+    def fisher_root(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """``sqrt(p (1 - p))``, for each output by itself; see `OutputFisher`."""
+        probs = outputs.sigmoid()
+        return torch.diag_embed((probs * (1 - probs)).sqrt().reshape(len(outputs), -1))
 
     def check(self, outputs: Tensor, y: Tensor) -> None:
         """Targets are 0 or 1, of the outputs' shape."""

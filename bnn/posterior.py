@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from bnn.approximations import Approximation, Values
+from bnn.approximations import Approximation, LocalGaussian, Values
 from bnn.forward import forward_over_draws
 from bnn.history import History
 from bnn.inputs import Inputs, check_finite, input_batches, named_leaves, num_rows, row_shapes
+from bnn.likelihoods import GaussianAverage
+from bnn.linearised import Linearised
 from bnn.model import BNN
-from bnn.prediction import Prediction
+from bnn.prediction import Prediction, Spread
+from bnn.priors import Prior
 from bnn.random import isolated, other_seed
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Posterior:
         input_shapes: list[tuple[int, ...]] | None = None,
     ):
         self.model = model.copy()
+        approximation.put_in(self.model.net)
         self.model.net.eval()  # no dropout and no batch statistics in predictions, whatever mode the net was left in
         self.approximation = approximation
         self.points = {name: value.detach().clone() for name, value in points.items()}
@@ -100,10 +104,11 @@ class Posterior:
         device = self.model.like.device
         with torch.no_grad(), isolated(other_seed(seed, "draws"), device), pyro.validation_enabled(False):
             values = self.approximation.sample(num)
-            if all(name in values or name in self.points for name in self._names):
+            derived = [name for name in self._names if name not in values and name not in self.points]
+            if not derived:
                 return values
-            weights = torch.func.vmap(lambda drawn: self.model.weights(drawn, self.points))(values)
-        return {**values, **{name: weights[name] for name in self._names if name not in self.points}}
+            weights = torch.func.vmap(lambda drawn: self.model.weights(drawn, {**self.points, **drawn}))(values)
+        return {**values, **{name: weights[name] for name in derived}}
 
     def net(self, i: int, seed: int = 0) -> nn.Module:
         """Draw i as a plain module, in evaluation mode; of a continuous posterior, draw i of ``draws(..., seed)``."""
@@ -127,7 +132,8 @@ class Posterior:
         Args:
             x: Inputs as in the fit: tensors or arrays, rows first; a Dataset or a loader, which is read batch by batch
                 (targets that it gives are left out).
-            draws: How many, as in `draws`; or draws that were taken before.
+            draws: How many, as in `draws`; or draws that were taken before. ``None``, where the network is linearised
+                and the likelihood's average over Gaussian outputs is known: that average itself, without draws.
             seed: Of the draws.
             at_once: Draws a call of the network; results do not depend on it.
 
@@ -137,19 +143,56 @@ class Posterior:
         """
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once is at least 1, not {at_once}")
+        if draws is None and self._linear is not None and isinstance(self.model.likelihood, GaussianAverage):
+            return self._predict_exactly(self._linear, x)
         values = self._checked(draws) if isinstance(draws, Mapping) else self.draws(draws, seed)
         num = len(next(iter(values.values()))) if values else 1
         weights = {name: values[name] for name in self._tensors if name in values}
-        shared = {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
-        # A DataLoader takes a number from torch's random state whenever it is iterated over.
-        with pyro.validation_enabled(False), isolated(device=self.model.like.device):
-            count = None if self.input_shapes is None else len(self.input_shapes)
-            batches = input_batches(x, self.model.like, count)
-            parts = [self._outputs(weights, shared, inputs, num, at_once) for inputs in batches]
-        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+        def run(inputs: Inputs) -> Tensor:
+            return forward_over_draws(self.model, weights, self._shared, inputs, num, at_once)
+
+        outputs = self._over(x, run if self._linear is None else self._linear.over_draws(values))
         return Prediction(self.model.likelihood, outputs, self._likelihood_latents(values, num))
 
-    def _outputs(self, weights: Values, shared: Values, x: Inputs, num: int, at_once: int | None) -> Tensor:
+    def _predict_exactly(self, linear: Linearised, x: Any) -> Prediction:
+        """The Gaussian average over all weights: a single component."""
+        covariances = []
+
+        def moments(inputs: Inputs) -> Tensor:
+            mean, covariance = linear.moments(inputs)
+            covariances.append(covariance)
+            return mean.unsqueeze(0)
+
+        outputs = self._over(x, moments)
+        spread = Spread(
+            torch.cat(covariances).unsqueeze(0),
+            lambda num: self._over(x, linear.over_draws(self.approximation.sample(num))),
+        )
+        return Prediction(self.model.likelihood, outputs, self._likelihood_latents(self.draws(1), 1), spread)
+
+    @cached_property
+    def _linear(self) -> Linearised | None:
+        """The network linearised, where the posterior was made for that."""
+        local = self.approximation
+        if not (isinstance(local, LocalGaussian) and local.linear):
+            return None
+        return Linearised(self.model, local, self._shared)
+
+    @property
+    def _shared(self) -> Values:
+        """What all draws have in common."""
+        return {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
+
+    def _over(self, x: Any, forward: Callable[[Inputs], Tensor]) -> Tensor:
+        """What `forward` gives for inputs of any accepted form: ``(s, n)`` or ``(s, n, k)``."""
+        count = None if self.input_shapes is None else len(self.input_shapes)
+        # A DataLoader takes a number from torch's random state whenever it is iterated over.
+        with pyro.validation_enabled(False), isolated(device=self.model.like.device):
+            parts = [self._outputs(forward, inputs) for inputs in input_batches(x, self.model.like, count)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _outputs(self, forward: Callable[[Inputs], Tensor], x: Inputs) -> Tensor:
         for name, leaf in named_leaves(x):
             check_finite(leaf, name)
         got = row_shapes(x)
@@ -158,7 +201,7 @@ class Posterior:
         if [len(shape) for shape in got] != [len(shape) for shape in known]:
             raise ValueError(other)
         try:
-            outputs = forward_over_draws(self.model, weights, shared, x, num, at_once)
+            outputs = forward(x)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if got == known:
                 raise
@@ -183,11 +226,12 @@ class Posterior:
     def _likelihood_latents(self, values: Mapping[str, Tensor], num: int) -> Values:
         """The likelihood's unknowns under each draw, fixed and learned ones repeated."""
         like = self.model.like
-        points = {name: value for name, value in self.points.items() if name not in self._names}
         own = {name: v for name, v in values.items() if name.startswith("likelihood.")}
-        program = pyro.poutine.substitute(self.model.likelihood.latents, data=points)
+        first = {name: v[0] for name, v in own.items()}
+        points = {name: value for name, value in self.points.items() if name not in self._names}
+        program = pyro.poutine.substitute(self.model.likelihood.latents, data={**points, **first})
         with torch.no_grad(), isolated(0, like.device), pyro.validation_enabled(False):
-            fixed = pyro.poutine.condition(program, data={name: v[0] for name, v in own.items()})(like)
+            fixed = pyro.poutine.condition(program, data=first)(like)
         return {name: own[name] if name in own else v.detach().expand(num, *v.shape) for name, v in fixed.items()}
 
     def to_arviz(self, x: Any = None, y: Any = None, **options: Any) -> xarray.DataTree:
@@ -195,6 +239,23 @@ class Posterior:
         from bnn.analysis import to_arviz
 
         return to_arviz(self, x, y, **options)
+
+    def as_prior(self, covariance: Literal["auto", "full", "diag"] = "auto") -> Mapping[str, Prior] | Prior:
+        """This posterior of the weights as the prior of the next data: ``bnn.BNN(net, posterior.as_prior(), ...)``.
+
+        A Gaussian posterior is taken as it is, any other through the mean and covariance of its draws. What was learned
+        of the likelihood's own unknowns (a noise scale) is not part of it. See `bnn.continual`.
+
+        Args:
+            covariance: ``"full"``: between all weights; ``"diag"``: standard deviations alone; ``"auto"``: what the
+                posterior has, and what its draws can tell.
+
+        Raises:
+            ValueError: Weights without spread: points, single draws, what a last-layer method holds fixed.
+        """
+        from bnn.continual import as_prior
+
+        return as_prior(self, covariance)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder of tensors and JSON (nothing executable); see `bnn.files.save`."""

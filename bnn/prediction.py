@@ -1,19 +1,24 @@
-"""The predictive distribution: a mixture over draws, kept as the likelihood's parameters under each."""
+"""The predictive distribution: a mixture over draws, kept as the likelihood's parameters under each.
+
+Where the outputs are Gaussian themselves (a linearised network), a component is the likelihood's average over them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
 
 from bnn.distributions import base
 from bnn.inputs import as_tensor, check_finite
-from bnn.likelihoods import Likelihood
+from bnn.likelihoods import GaussianAverage, Likelihood
 from bnn.random import isolated, other_seed
 
 _BISECTIONS = 40  # halves the bracket to 1e-12 of its width
@@ -31,6 +36,17 @@ class Decomposition(NamedTuple):
     aleatoric: Tensor
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How far the outputs of each component of a prediction spread: Gaussian around ``Prediction.outputs``."""
+
+    #: ``(s, n, k, k)``, of each row's outputs; k = 1 for outputs ``(n,)``.
+    covariance: Tensor
+    #: From a number to so many joint draws of the outputs at all rows, ``(num, n)`` or ``(num, n, k)``, from torch's
+    #: present random state: each from one draw of the weights.
+    draw: Callable[[int], Tensor]
+
+
 class Prediction:
     """p(y | x, data) at n inputs: the equal mixture of the likelihood over s draws of the unknowns.
 
@@ -41,10 +57,14 @@ class Prediction:
         likelihood: The family of y.
         outputs: ``(s, n)`` or ``(s, n, k)``, the network's outputs under each draw.
         latents: The likelihood's own unknowns, ``{name: (s, *shape)}``.
+        spread: Where the outputs are not points but Gaussian, with means `outputs`: everything is then averaged over
+            them in closed form. For a likelihood that has one (`bnn.likelihoods.GaussianAverage`).
     """
 
-    def __init__(self, likelihood: Likelihood, outputs: Tensor, latents: Mapping[str, Tensor]):
-        self.likelihood, self.outputs, self.latents = likelihood, outputs, dict(latents)
+    def __init__(
+        self, likelihood: Likelihood, outputs: Tensor, latents: Mapping[str, Tensor], spread: Spread | None = None
+    ):
+        self.likelihood, self.outputs, self.latents, self.spread = likelihood, outputs, dict(latents), spread
 
     def __repr__(self) -> str:
         return f"Prediction({self.likelihood!r}, draws={self.num_draws}, rows={self.num_rows})"
@@ -60,8 +80,22 @@ class Prediction:
         return self.outputs.shape[1]
 
     def distribution(self, rows: slice = slice(None), draws: Any = slice(None)) -> TorchDistributionMixin:
-        """The likelihood under each draw at some rows, draws stacked as rows: batch shape ``(s * n,)``."""
+        """The distribution of y under each draw at some rows, draws stacked as rows: batch shape ``(s * n,)``."""
         outputs = self.outputs[draws][:, rows]
+        per_row = self._latents_by_row(outputs, draws)
+        if self.spread is None:
+            return self.likelihood.distribution(outputs.flatten(0, 1), per_row)
+        assert isinstance(self.likelihood, GaussianAverage)
+        return self.likelihood.averaged(
+            outputs.flatten(0, 1), per_row, self.spread.covariance[draws][:, rows].flatten(0, 1)
+        )
+
+    def marginal(self, rows: slice = slice(None)) -> Distribution:
+        """As `distribution`, of each number of y by itself: batch shape ``(s * n,)`` or ``(s * n, k)``."""
+        fn = base(self.distribution(rows))
+        return torch.distributions.Normal(fn.mean, fn.stddev) if isinstance(fn, MultivariateNormal) else fn
+
+    def _latents_by_row(self, outputs: Tensor, draws: Any) -> dict[str, Tensor]:
         s, n = outputs.shape[:2]
         per_row = {}
         for name, value in self.latents.items():
@@ -69,7 +103,7 @@ class Prediction:
             ones = (1,) * max(outputs.dim() - 1 - value.dim(), 0)
             value = value.reshape(s, 1, *ones, *value.shape[1:])
             per_row[name] = value.expand(s, n, *value.shape[2:]).flatten(0, 1)
-        return self.likelihood.distribution(outputs.flatten(0, 1), per_row)
+        return per_row
 
     @cached_property
     def mean(self) -> Tensor:
@@ -84,9 +118,12 @@ class Prediction:
         The law of total variance; each part has the shape of `mean`.
         """
         self._needs("variance")
-        fn = self.distribution()
+        fn = self.likelihood.distribution(self.outputs.flatten(0, 1), self._latents_by_row(self.outputs, slice(None)))
         epistemic = self._over_draws(fn.mean).var(0, correction=0)
         aleatoric = self._over_draws(fn.variance).mean(0)
+        if self.spread is not None:
+            own = self.spread.covariance.diagonal(dim1=-2, dim2=-1)
+            epistemic = epistemic + own.reshape(self.outputs.shape).mean(0)
         return Decomposition(epistemic + aleatoric, epistemic, aleatoric)
 
     @property
@@ -132,7 +169,7 @@ class Prediction:
         ).reshape(*levels.shape, *self.outputs.shape[1:])
 
     def _quantile(self, level: Tensor, rows: slice) -> Tensor:
-        fn = base(self.distribution(rows))
+        fn = self.marginal(rows)
         shape = (self.num_draws, -1, *self.outputs.shape[2:])
         ends = fn.icdf(level).reshape(shape)
         low, high = ends.min(0).values, ends.max(0).values
@@ -158,6 +195,11 @@ class Prediction:
         if num < 1:
             raise ValueError(f"sample draws at least once, not {num} times")
         s, device = self.num_draws, self.outputs.device
+        if self.spread is not None:
+            with isolated(other_seed(seed, "draws"), device):
+                outputs = self.spread.draw(num)
+            latents = {name: value[torch.arange(num) % s] for name, value in self.latents.items()}
+            return Prediction(self.likelihood, outputs, latents).sample(num, seed)
         with isolated(other_seed(seed, "noise"), device):
             chosen = torch.cat([torch.randperm(s, device=device) for _ in range(-(-num // s))])[:num]
             drawn = self.distribution(draws=chosen).sample()

@@ -24,6 +24,22 @@ def other_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8], "big") >> 1
 
 
+def generator_state(device: torch.device | str = "cpu") -> torch.Tensor:
+    """The random states of the CPU and of a device, as one tensor: it differs once a number was drawn."""
+    return torch.cat([generator.get_state() for generator in _generators(torch.device(device))])
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device == torch.device("cuda") else device.index
+        generators.append(torch.cuda.default_generators[index])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    return generators
+
+
 @contextmanager
 def isolated(seed: int | None = None, device: torch.device | str = "cpu") -> Iterator[None]:
     """Run a block under its own random state, and put the surrounding one back.
@@ -32,14 +48,7 @@ def isolated(seed: int | None = None, device: torch.device | str = "cpu") -> Ite
         seed: The state that the block starts from; ``None`` starts it from the present state.
         device: The device whose generator is saved and seeded beside the CPU's.
     """
-    device = torch.device(device)
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        torch.cuda.init()
-        index = torch.cuda.current_device() if device == torch.device("cuda") else device.index
-        generators.append(torch.cuda.default_generators[index])
-    elif device.type == "mps":
-        generators.append(torch.mps._get_default_mps_generator())
+    generators = _generators(torch.device(device))
     saved = [generator.get_state() for generator in generators]
     try:
         # torch.manual_seed would also seed every other device, now or when it is first used.

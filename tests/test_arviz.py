@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
+from methods import TABLE
 from pyro import distributions as dist
 from torch import nn
 
@@ -183,10 +184,9 @@ def test_every_method(method):
     x, y = data()
     prior = {"*": None} if method == "points" else None
     likelihood = bnn.likelihoods.Gaussian("learned") if method == "points" else None
-    settings = bnn.MAP(epochs=1) if method == "points" else type(bnn.METHODS[method]())(epochs=1)
-    posterior = bnn.fit(
-        make_model(prior=prior, likelihood=likelihood), (x, y), settings, compile="eager", progress=False
-    )
+    settings = bnn.MAP(epochs=1) if method == "points" else TABLE[method].quick
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 2)) if method == "mc_dropout" else None
+    posterior = bnn.fit(make_model(net, prior, likelihood), (x, y), settings, compile="eager", progress=False)
     tree = posterior.to_arviz(x, y, predict_x=x)
     chains, draws = posterior.approximation.shape or (1, 200)
     assert tree["log_likelihood"]["y"].shape == (chains, draws, N)

@@ -524,7 +524,7 @@ def test_a_pickle_is_refused_and_not_executed(name, protocol, one_saved, model, 
     [
         ("schema", 99, r"newer bnn \(schema 99, this one reads 1\): upgrade"),
         ("schema", "1", "is damaged: TypeError: schema"),
-        ("kind", "flow", "unknown kind of posterior 'flow'"),
+        ("kind", "oracle", "unknown kind of posterior 'oracle'"),
         ("kind", None, "is damaged"),
         ("history", [], "is damaged"),
         ("history", {"seconds": "long"}, "is damaged: TypeError: the history's seconds"),

@@ -67,7 +67,7 @@ def test_map_follows_sgd_with_weight_decay_step_by_step(kind: str, backend: str)
 
 def test_control_a_prior_counted_twice_leaves_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     original = divergence.negative_log_prior
-    monkeypatch.setattr("bnn.inference.map.negative_log_prior", lambda *args: 2 * original(*args))
+    monkeypatch.setattr("bnn.inference.point.negative_log_prior", lambda *args: 2 * original(*args))
     assert largest_difference("regression", "graph") > 1e-3
 
 

@@ -41,7 +41,8 @@ def to_arviz(
 ) -> xarray.DataTree:
     """A posterior as a tree in ArviZ's schema, for any method.
 
-    Groups: ``posterior`` (every site, by its own name); with x and y ``posterior_predictive``, ``log_likelihood`` (of
+    Groups: ``posterior`` (every site, by its own name); ``sample_stats`` of a sampler that keeps any (divergences,
+    energies, step sizes, ...); with x and y ``posterior_predictive``, ``log_likelihood`` (of
     each row by itself, never scaled to a whole data set), ``observed_data``, ``constant_data``; with `predict_x`
     ``predictions`` and ``predictions_constant_data``. Parameters learned without a prior are in ``constant_data``.
     A draw of a predictive group belongs to the draw of the weights at the same place.
@@ -73,7 +74,11 @@ def to_arviz(
     _check_both(x, y)
     model = posterior.model
     values, shape = _draws(posterior, num, seed)
-    groups = {"posterior": _drawn(values, shape)}
+    # Where each draw is a net of its own, its buffers (batch statistics) come with it: these are no unknowns.
+    buffers = set(model.state())
+    groups = {"posterior": _drawn({name: v for name, v in values.items() if name not in buffers}, shape)}
+    if posterior.approximation.statistics:
+        groups["sample_stats"] = _statistics(posterior, shape)
     points = {name: _Variable(value) for name, value in posterior.points.items()}
     if x is not None:
         batch = as_batch(x, y, model.likelihood, model.like)
@@ -151,11 +156,29 @@ def _draws(posterior: Posterior, num: int | None, seed: int) -> tuple[dict[str, 
             f"num is {num}, but this posterior has {chains} chains of {draws} draws: give a multiple of {chains}, "
             f"at most {chains * draws}"
         )
-    rows = torch.linspace(0, draws - 1, num // chains).round().long()
+    rows = _thinned(draws, num // chains)
     thinned = {
         name: value.unflatten(0, shape)[:, rows.to(value.device)].flatten(0, 1) for name, value in values.items()
     }
     return thinned, (chains, num // chains)
+
+
+def _thinned(draws: int, count: int) -> Tensor:
+    """Evenly spaced draws of a chain, the first and the last among them."""
+    return torch.linspace(0, draws - 1, count).round().long()
+
+
+#: The statistics that are no floating-point numbers.
+_KINDS = {"diverging": torch.bool, "n_steps": torch.long, "tree_depth": torch.long}
+
+
+def _statistics(posterior: Posterior, shape: tuple[int, int]) -> _Group:
+    """What the sampler tells of the draws that the tree has."""
+    found = {}
+    for name, value in posterior.approximation.statistics.items():
+        rows = _thinned(value.shape[1], shape[1]).to(value.device)
+        found[name] = _Variable(value[:, rows].to(_KINDS.get(name, value.dtype)), ("chain", "draw"))
+    return found
 
 
 def _noisy(prediction: Prediction, seed: int) -> Tensor:

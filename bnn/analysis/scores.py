@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bnn.distributions import base
 from bnn.inputs import as_tensor, check_finite
 from bnn.prediction import Prediction
 
@@ -116,7 +115,7 @@ def pit(prediction: Prediction, y: Any) -> Tensor:
         raise AttributeError(f"the probability integral transform needs quantiles; {prediction!r} has none")
     y = _targets(prediction, y)
     stacked = y.expand(prediction.num_draws, *y.shape).flatten(0, 1)
-    below = base(prediction.distribution()).cdf(stacked)
+    below = prediction.marginal().cdf(stacked)
     return below.reshape(prediction.num_draws, *y.shape).mean(0)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnn.layout import Layout
 
@@ -19,6 +19,8 @@ class Approximation(ABC):
 
     #: The name under which it is saved.
     kind: ClassVar[str]
+    #: What a sampler tells of each draw, ``{name: (chains, draws)}``, under ArviZ's names.
+    statistics: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -35,6 +37,9 @@ class Approximation(ABC):
     @abstractmethod
     def tensors(self) -> Values:
         """What has to be saved."""
+
+    def put_in(self, net: nn.Module) -> None:  # noqa: B027 - most have nothing to do
+        """Make a copy of the fitted network one that the draws fit, where they hold more than it has (masks)."""
 
     @classmethod
     @abstractmethod

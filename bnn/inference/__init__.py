@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,11 +16,25 @@ import torch
 from bnn.capture import Backend
 from bnn.data import Data
 from bnn.inference.base import GradientMethod, Method, Run
+from bnn.inference.dropout import MCDropout
+from bnn.inference.ensemble import Ensemble
+from bnn.inference.flow import Flow
+from bnn.inference.gaussian import FullRank, LowRank
+from bnn.inference.ivon import IVON
+from bnn.inference.laplace import Laplace, log_marginal_likelihood
+from bnn.inference.last_layer import LastLayer
 from bnn.inference.loop import NonFiniteLossError, Progress
 from bnn.inference.map import MAP
+from bnn.inference.mcmc import HMC, NUTS, ChEES
 from bnn.inference.mean_field import MeanField
 from bnn.inference.objective import Objective
+from bnn.inference.sgmcmc import SGHMC, SGLD
+from bnn.inference.step_sizes import Constant, Cyclical, Polynomial, RMSProp
+from bnn.inference.store import DrawStore, read_store
+from bnn.inference.svgd import SVGD
+from bnn.inference.swag import SWAG
 from bnn.inference.variational import Variational
+from bnn.inference.vbll import VBLL
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.random import fresh_seed
@@ -28,19 +43,59 @@ from bnn.random import fresh_seed
 METHODS: dict[str, Callable[[], Method]] = {
     "map": MAP,
     "mean_field": MeanField,
+    "full_rank": FullRank,
+    "low_rank": LowRank,
+    "flow": Flow,
+    "ivon": IVON,
+    "ensemble": Ensemble,
+    "swag": SWAG,
+    "multi_swag": lambda: Ensemble(of=SWAG()),
+    "mc_dropout": MCDropout,
+    "sgld": SGLD,
+    "sghmc": SGHMC,
+    "svgd": SVGD,
+    "hmc": HMC,
+    "nuts": NUTS,
+    "chees": ChEES,
+    "laplace": Laplace,
+    "last_layer": LastLayer,
+    "vbll": VBLL,
 }
 
 __all__ = [
+    "HMC",
+    "IVON",
     "MAP",
     "METHODS",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "SVGD",
+    "SWAG",
+    "VBLL",
+    "ChEES",
+    "Constant",
+    "Cyclical",
+    "DrawStore",
+    "Ensemble",
+    "Flow",
+    "FullRank",
     "GradientMethod",
+    "Laplace",
+    "LastLayer",
+    "LowRank",
+    "MCDropout",
     "MeanField",
     "Method",
     "NonFiniteLossError",
     "Objective",
+    "Polynomial",
     "Progress",
+    "RMSProp",
     "Variational",
     "fit",
+    "log_marginal_likelihood",
+    "read_store",
 ]
 
 
@@ -57,6 +112,7 @@ def fit(
     compile: Backend = "auto",
     progress: bool = True,
     callbacks: Sequence[Callable[[Progress], Any]] = (),
+    store: str | Path | None = None,
 ) -> Posterior:
     """Infer a model's unknowns from data.
 
@@ -78,6 +134,8 @@ def fit(
             ``posterior.history.backend`` says what ran.
         progress: Show a progress bar.
         callbacks: Called after each epoch with a `Progress`; returning True stops the fit.
+        store: For MCMC: a new file into which the draws are written as they come, and from which the posterior reads
+            them, so that they need not fit in memory; see `bnn.inference.read_store`.
 
     Raises:
         ValueError: Data that do not fit the model, and unknown names, in words.
@@ -104,7 +162,10 @@ def fit(
         compile=compile,
         progress=progress,
         callbacks=tuple(callbacks),
+        store=store,
     )
+    if store is not None and not method.makes_chains:
+        raise ValueError(f"store= is for the draws of MCMC; {type(method).__name__} makes no chains: leave it out")
     with pyro.get_param_store().scope():
         return method.fit(model, data, run)
 

@@ -7,7 +7,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,11 +37,15 @@ class Run:
     compile: Backend = "auto"
     progress: bool = True
     callbacks: Sequence[Callable[..., Any]] = ()
+    store: str | Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """An inference method. Its fields are the settings that change the answer."""
+
+    #: Whether it makes chains of draws, which `bnn.fit` can write to a file as they come.
+    makes_chains: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
@@ -164,6 +169,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, Method):
+        return value.settings()
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

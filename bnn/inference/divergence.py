@@ -82,15 +82,45 @@ def kl_divergence(layout: Layout, trace: poutine.Trace, loc: Tensor, log_scale: 
     pieces = zip(found, *(_split(vector, found) for vector in (loc, log_scale, scale, draw)), strict=True)
     total: Tensor | float = 0.0
     for run, m, log_s, s, z in pieces:
+        total = total + _cross_entropy(layout, trace, run, m, s, z) - log_s.sum()
         if run.closed is not None:
-            cross_entropy, prior_loc, prior_scale = run.closed
-            total = total + cross_entropy(m, s, prior_loc, prior_scale) - log_s.sum()
             total = total - 0.5 * (1 + math.log(2 * math.pi)) * run.size
         else:
             standard = (z - m) / s
-            log_q = -0.5 * (standard * standard).sum() - log_s.sum() - 0.5 * math.log(2 * math.pi) * run.size
-            total = total + log_q - _log_prior(layout, trace, run, z)
+            total = total - 0.5 * (standard * standard).sum() - 0.5 * math.log(2 * math.pi) * run.size
     return torch.as_tensor(total, dtype=loc.dtype, device=loc.device)
+
+
+def cross_entropy(layout: Layout, trace: poutine.Trace, loc: Tensor, scale: Tensor | None, draw: Tensor) -> Tensor:
+    """E_q[-log p(w)], densities over the unconstrained numbers, of any q with Gaussian marginals.
+
+    Closed form for the families that have one, given the hyper-parameters drawn: it needs q's marginals only. The
+    negative log-density at the draw for the others.
+
+    Args:
+        layout: Of the latent sites.
+        trace: Of the model, at the values that `draw` stands for.
+        loc: ``(D,)``, means.
+        scale: ``(D,)``, marginal standard deviations; ``None``: a point mass at loc.
+        draw: ``(D,)``.
+
+    Returns:
+        A scalar, summed over all sites.
+    """
+    found = runs(layout, trace)
+    scales = [None] * len(found) if scale is None else _split(scale, found)
+    pieces = zip(found, _split(loc, found), scales, _split(draw, found), strict=True)
+    total = sum(_cross_entropy(layout, trace, run, m, s, z) for run, m, s, z in pieces)
+    return torch.as_tensor(total, dtype=draw.dtype, device=draw.device)
+
+
+def _cross_entropy(
+    layout: Layout, trace: poutine.Trace, run: Run, loc: Tensor, scale: Tensor | None, draw: Tensor
+) -> Tensor:
+    if run.closed is None:
+        return -_log_prior(layout, trace, run, draw)
+    closed, prior_loc, prior_scale = run.closed
+    return closed(loc, scale, prior_loc, prior_scale)
 
 
 def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> Tensor:
@@ -102,8 +132,7 @@ def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> 
     total: Tensor | float = 0.0
     for run, z in zip(found, _split(vector, found), strict=True):
         if run.closed is not None:
-            cross_entropy, prior_loc, prior_scale = run.closed
-            total = total + cross_entropy(z, None, prior_loc, prior_scale)
+            total = total + _cross_entropy(layout, trace, run, z, None, z)
         else:
             total = total - sum(_site_log_prob(trace, layout.names[i]) for i in run.sites)
     return torch.as_tensor(total, dtype=vector.dtype, device=vector.device)

@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ def optimise(
     model: BNN,
     data: Data,
     run: Run,
+    adapt: Callable[[Source, Objective], Source] = lambda source, _: source,
 ) -> Posterior:
     """Minimise a loss on the data, and give back the posterior at the end; see `bnn.fit`.
 
@@ -64,13 +65,14 @@ def optimise(
         model: Not altered.
         data: As in `bnn.fit`.
         run: As in `bnn.fit`.
+        adapt: From the data to what is fitted (targets with noise of their own for every member).
     """
     started = time.perf_counter()
     source = as_source(data, model.likelihood, model.like, method.batch_size, n_data=run.n_data, weight=run.weight)
     with isolated(other_seed(run.seed, "fit"), model.like.device):
         validation = _validation(run.validation, model)
         objective = build(model, source.n, run.compile)
-        fit = _Fit(method, objective, source, validation, run)
+        fit = _Fit(method, objective, adapt(source, objective), validation, run)
         fit.run_epochs()
     history = fit.history
     history.seconds = time.perf_counter() - started
@@ -80,6 +82,42 @@ def optimise(
     posterior.history = history
     posterior.settings |= {"seed": run.seed, "compile": history.backend}
     return posterior
+
+
+def epoch_batches(objective: Objective, source: Source) -> Iterator[Batch]:
+    """One epoch, with rows of its own for every member, if there are members."""
+    return source.batches() if objective.members is None else source.member_batches(objective.members)
+
+
+def first_batch(objective: Objective, source: Source) -> Batch:
+    """One batch as `epoch_batches` gives them, all targets checked; the random state stays as it is.
+
+    Raises:
+        ValueError: Inputs or targets that do not fit the model.
+    """
+    with isolated(device=objective.model.like.device):
+        whole = next(epoch_batches(objective, source))
+    first = objective.one_member(whole)
+    objective.input_shapes = row_shapes(first.x)
+    outputs, likelihood = objective.outputs(first.x), objective.model.likelihood
+    source.check_targets(lambda y: likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y))
+    return whole
+
+
+def batch_sizes(objective: Objective, source: Source, whole: Batch) -> dict[int, int]:
+    """How often each batch size comes in an epoch; a guess for a loader, from its first batch."""
+    if source.sizes is not None:
+        return source.sizes
+    rows = len(objective.one_member(whole).y)
+    return {rows: max(1, source.n // rows)}
+
+
+def prepare(objective: Objective, whole: Batch, calls: Mapping[int, int]) -> None:
+    """Capture for these batch sizes, each of which comes so often: before the first step, from counts alone."""
+    dim = 0 if objective.members is None else 1
+    for size, times in calls.items():
+        part = Batch.rebuild(whole.structure, [leaf.narrow(dim, 0, size) for leaf in whole.leaves])
+        objective.prepare(part, calls=times)
 
 
 class _Fit:
@@ -94,6 +132,7 @@ class _Fit:
         run: Run,
     ):
         self.method, self.objective, self.source, self.validation, self.run = method, objective, source, validation, run
+        self.names = [name for name, _ in objective.named_parameters()]
         self.params = list(objective.parameters())
         self.optimizer = _optimizer(method, self.params)
         self.history = History()
@@ -106,34 +145,21 @@ class _Fit:
 
     def _prepare(self) -> None:
         """Capture for every batch size that will come, before the first step: backends follow from counts alone."""
-        # One batch, without moving the random state that the epochs start from.
-        with isolated(device=self.objective.model.like.device):
-            whole = next(self._batches())
-        first = self.objective.one_member(whole)
-        objective, likelihood = self.objective, self.objective.model.likelihood
-        objective.input_shapes = row_shapes(first.x)
-        outputs = objective.outputs(first.x)
-        self.source.check_targets(lambda y: likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y))
+        whole = first_batch(self.objective, self.source)
         if self.validation is not None:
             try:
-                objective.check(self.validation)
+                self.objective.check(self.validation)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"validation: {error}") from error
-        sizes = self.source.sizes
-        if sizes is None:
-            rows = len(first.y)
-            sizes = {rows: max(1, self.source.n // rows)}
-        batches = sum(sizes.values())
-        self.total_steps = self.method.epochs * math.ceil(batches / self.method.accumulate)
-        if 1 in sizes and self.source.n > 1 and any(isinstance(m, _BatchNorm) for m in objective.model.net.modules()):
+        sizes = batch_sizes(self.objective, self.source, whole)
+        self.total_steps = self.method.epochs * math.ceil(sum(sizes.values()) / self.method.accumulate)
+        norms = any(isinstance(m, _BatchNorm) for m in self.objective.model.net.modules())
+        if 1 in sizes and self.source.n > 1 and norms:
             raise ValueError(
                 f"{self.source.n} rows in batches of {max(sizes)} leave a last batch of one row, of which BatchNorm "
                 "cannot take statistics: choose another batch_size"
             )
-        for size, times in sizes.items():
-            dim = 0 if objective.members is None else 1
-            part = Batch.rebuild(whole.structure, [leaf.narrow(dim, 0, size) for leaf in whole.leaves])
-            self.objective.prepare(part, calls=times * self.method.epochs)
+        prepare(self.objective, whole, {size: times * self.method.epochs for size, times in sizes.items()})
 
     def run_epochs(self) -> None:
         """All epochs; fewer if early stopping, a callback or Ctrl-C ends the fit."""
@@ -158,15 +184,11 @@ class _Fit:
 
     def _epoch(self) -> int:
         steps = 0
-        batches = self._batches()
+        batches = epoch_batches(self.objective, self.source)
         while group := list(_take(batches, self.method.accumulate)):
             self._step(group)
             steps += 1
         return steps
-
-    def _batches(self) -> Iterator[Batch]:
-        members = self.objective.members
-        return self.source.batches() if members is None else self.source.member_batches(members)
 
     def _step(self, group: list[Batch]) -> None:
         def closure() -> Any:
@@ -180,7 +202,8 @@ class _Fit:
                 _clip(self.params, self.method.clip_norm, self.objective.members)
             if not seen:
                 seen.append(stats)
-            return stats[0]
+            # Of several members the sum, of which these are the gradients: a search along a line compares the two.
+            return stats[0] * (self.objective.members or 1)
 
         # One closure for all optimisers: those that look for a step along a line (LBFGS) call it several times.
         seen: list[Tensor] = []
@@ -188,7 +211,7 @@ class _Fit:
         self.stats.append(seen[0])
         if self.scheduler is not None:
             self.scheduler.step()
-        self.objective.after_step(len(self.stats), self.total_steps)
+        self.objective.after_step(len(self.stats), self.total_steps, self._named(self.params))
         if len(self.stats) > (1 - self.method.average) * self.total_steps:
             self._average()
 
@@ -243,8 +266,10 @@ class _Fit:
             chosen, self.objective.state = self.best[2], self.best[3]
         elif self.averaged is not None and self.method.average > 0:
             chosen = self.averaged
-        names = [name for name, _ in self.objective.named_parameters()]
-        return dict(zip(names, chosen, strict=True))
+        return self._named(chosen)
+
+    def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.names, [value.detach() for value in values], strict=True))
 
 
 def _optimizer(method: GradientMethod, params: list[Any]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bnn.capture import Backend
 from bnn.inference.base import GradientMethod
 from bnn.inference.objective import Objective
-from bnn.inference.point import PointLoss
+from bnn.inference.point import PointLoss, check_fixed_scales
 from bnn.model import BNN
 
 
@@ -25,10 +25,5 @@ class MAP(GradientMethod):
 
     def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
         """The loss; see `GradientMethod.loss`."""
-        groups = model.learned_prior_scales()
-        if groups:
-            raise ValueError(
-                f"MAP cannot be used with a learned prior scale (in {', '.join(groups)}): the joint density of weights "
-                "and scale grows without bound as both shrink to zero. Give the prior a fixed scale, or use mean_field"
-            )
+        check_fixed_scales(model, "MAP")
         return PointLoss(self, model, n_data, backend)

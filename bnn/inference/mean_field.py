@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnn.approximations import Approximation, Gaussian
 from bnn.capture import Backend
 from bnn.data import Batch
-from bnn.inference.base import GradientMethod
+from bnn.inference.base import GradientMethod, IterativeMethod
 from bnn.inference.divergence import kl_divergence, runs
+from bnn.inference.draws import mean_over_draws
 from bnn.inference.local import LayerNoise, LayerUses
 from bnn.inference.objective import Objective, Params, Terms
+from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.priors import fan_in
 from bnn.random import isolated
@@ -61,6 +64,24 @@ class MeanField(GradientMethod):
         return MeanFieldLoss(self, model, n_data, backend)
 
 
+def narrow(method: IterativeMethod, model: BNN, latents: Layout, scale: float) -> tuple[Tensor, Tensor]:
+    """Means and logarithms of standard deviations to start from, ``(D,)`` each: the deviations fan-in aware.
+
+    Raises:
+        ValueError: The model has no latents.
+    """
+    if not latents.size:
+        raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
+    loc = method.start(model, latents)
+    own = {name for name, _ in model.net.named_parameters()}
+    inputs = [fan_in(site.value.shape) if site.name in own else 1 for site in latents.sites]
+    log_scales = [
+        loc.new_full((size,), math.log(scale / math.sqrt(count)))
+        for size, count in zip(latents.sizes, inputs, strict=True)
+    ]
+    return loc, torch.cat(log_scales)
+
+
 class _Parts(NamedTuple):
     """What all draws of a step have in common."""
 
@@ -75,25 +96,11 @@ class MeanFieldLoss(Objective):
 
     method: MeanField
 
-    def __init__(self, method: MeanField, model: BNN, n_data: int, backend: Backend):
-        super().__init__(method, model, n_data, backend)
-        # vmap has no rule for the fused kernels of LSTM, GRU and RNN: their draws are taken one after the other.
-        self._unrolled = any(isinstance(module, nn.RNNBase) for module in self.model.net.modules())
-        self._reached: frozenset[str] | None = None
+    _reached: frozenset[str] | None = None
 
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
-        if not self.latents.size:
-            raise ValueError("no parameter has a prior: there is nothing to infer but points, which method='map' fits")
-        loc = self.method.start(self.model, self.latents)
-        own = {name for name, _ in self.model.net.named_parameters()}
-        inputs = [fan_in(site.value.shape) if site.name in own else 1 for site in self.latents.sites]
-        log_scale = torch.cat(
-            [
-                loc.new_full((size,), math.log(self.method.init_scale / math.sqrt(count)))
-                for size, count in zip(self.latents.sizes, inputs, strict=True)
-            ]
-        )
+        loc, log_scale = narrow(self.method, self.model, self.latents, self.method.init_scale)
         return {"loc": loc, "log_scale": log_scale}
 
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
@@ -102,26 +109,15 @@ class MeanFieldLoss(Objective):
         in_layers = self.method.estimator != "weights"
         if in_layers and self._reached is None:
             self._reached = self._find_reached(parts, batch, state)
-        draws = self.method.draws
-        noise = [] if in_layers else [torch.randn_like(parts.loc) for _ in range(draws)]
-        if draws == 1:
-            return self._one(parts, noise[0] if noise else None, batch, state)
+        draws, loc = self.method.draws, parts.loc
+        shape = (draws, 0) if in_layers else (draws, *loc.shape)
+        noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
 
-        def one(eps: Tensor, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            buffers = dict(buffers)
-            terms = self._one(parts, None if in_layers else eps, batch, buffers)
-            return terms.nll, terms.kl, buffers
+        def one(own: Sequence[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            terms = self._one(parts, None if in_layers else own[0], batch, buffers)
+            return terms.nll, terms.kl
 
-        # Buffers that a draw changes (batch statistics) get a draw dimension, and their mean afterwards.
-        stacked = torch.stack(noise) if noise else parts.loc.new_empty(draws, 0)
-        many = {name: t.expand(draws, *t.shape).clone() for name, t in state.items()}
-        if self._unrolled:
-            nll, kl, moved = _stack([one(stacked[i], {name: t[i] for name, t in many.items()}) for i in range(draws)])
-        else:
-            nll, kl, moved = torch.func.vmap(one, randomness="different")(stacked, many)
-        for name, value in moved.items():
-            state[name].copy_(value.mean(0) if value.is_floating_point() else value[0])
-        return Terms(nll.mean(), kl.mean())
+        return Terms(*mean_over_draws(one, [noise], state, batchable=self.batchable))
 
     def _one(self, parts: _Parts, noise: Tensor | None, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The terms at one draw of the weights (or, for noise in the layers, at one draw of the activations)."""
@@ -169,9 +165,3 @@ class MeanFieldLoss(Objective):
     def approximation(self, params: Params) -> Approximation:
         """The Gaussian itself."""
         return Gaussian(self.latents, params["loc"], params["log_scale"])
-
-
-def _stack(results: list[tuple[Tensor, Tensor, dict[str, Tensor]]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """What vmap would give of the same results."""
-    nll, kl = (torch.stack([result[i] for result in results]) for i in (0, 1))  # type: ignore[misc]
-    return nll, kl, {name: torch.stack([result[2][name] for result in results]) for name in results[0][2]}

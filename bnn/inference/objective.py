@@ -55,6 +55,8 @@ class Objective(nn.Module, ABC):
     #: How many copies of the parameters there are, each with rows of its own: parameters, buffers and the tensors of
     #: a batch then have this leading dimension. None: one, without it.
     members: int | None = None
+    #: Objectives that do a part of the work: in a tuple, so that their parameters do not count as this module's.
+    parts: tuple[Objective, ...] = ()
     #: Whether vmap takes the random draws of `terms`; Pyro's own `rsample` it does not take.
     draws_map: ClassVar[bool] = True
 
@@ -80,6 +82,9 @@ class Objective(nn.Module, ABC):
             for name in self._buffers_moved:
                 self.state[name] = self.state[name].expand(self.members, *self.state[name].shape).clone()
         self.notes: list[str] = []
+        #: What the method gathers from step to step (`after_step`), one a member if there are members; `approximation`
+        #: finds it among its parameters.
+        self.gathered: dict[str, Tensor] = {}
         #: The shapes of one row of each input, once there was one.
         self.input_shapes: list[tuple[int, ...]] | None = None
         for name, value in self.initial().items():
@@ -133,8 +138,14 @@ class Objective(nn.Module, ABC):
                 self.state[name] = value
         return list(results[:count]), results[count]
 
-    def after_step(self, step: int, steps: int) -> None:
-        """Called by the training loop after optimiser step `step` of `steps`, for what a method gathers on the way."""
+    def after_step(self, step: int, steps: int, params: Params) -> None:
+        """Called after optimiser step `step` of `steps`, for what a method gathers on the way (see `gathered`).
+
+        Args:
+            step: From 1.
+            steps: Of the whole fit.
+            params: The parameters now; with members, of all of them.
+        """
 
     @property
     def batchable(self) -> bool:
@@ -242,7 +253,7 @@ class Objective(nn.Module, ABC):
         with torch.no_grad(), pyro.validation_enabled(False):
             named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
             points = self.take_points(named)
-            approximation = self.approximation(named)
+            approximation = self.approximation({**named, **self.gathered})
             own = set() if self.members is None else set(self._buffers_moved)  # these are part of each draw
         return Posterior(
             self.model,
@@ -273,6 +284,8 @@ class Objective(nn.Module, ABC):
     def _apply(self, fn: Any, recurse: bool = True) -> Objective:
         """``.to(device)`` moves what is not a parameter too; programs are made anew."""
         super()._apply(fn, recurse)
+        for part in self.parts:
+            part._apply(fn, recurse)
         self.model.net._apply(fn)
         self.state = {name: fn(value) for name, value in self.state.items()}
         self.temperature = fn(self.temperature)
@@ -284,6 +297,8 @@ class Objective(nn.Module, ABC):
     def train(self, mode: bool = True) -> Objective:
         """Training or evaluation mode, for the network too (dropout, batch statistics)."""
         super().train(mode)
+        for part in self.parts:
+            part.train(mode)
         self.model.net.train(mode)
         return self
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from bnn.approximations import Approximation, Draws
+from bnn.approximations import Approximation, Draws, Values
 from bnn.capture import Backend
 from bnn.data import Batch
 from bnn.inference.base import IterativeMethod
@@ -43,20 +43,65 @@ class PointLoss(Objective):
 
     def initial(self) -> dict[str, Tensor]:
         """One flat vector of unconstrained numbers."""
-        return {"theta": self.method.start(self.model, self.latents)} if self.latents.size else {}
+        return start_vector(self)
 
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The density at theta; `kl` is the negative log prior."""
-        theta = params["theta"] if self.latents.size else self.temperature.new_zeros(0)
-        nll, trace = self.data_nll(self.latents.unflatten(theta), points, batch, state)
-        kl = negative_log_prior(self.latents, trace, theta)
-        if self.coordinates == "unconstrained" and not self.latents.plain:
-            kl = kl - self.latents.log_abs_det(theta)
-        return Terms(nll, kl)
+        return point_terms(self, params, points, batch, state, self.coordinates)
 
     def approximation(self, params: Params) -> Approximation:
         """A single draw."""
-        if not self.latents.size:
-            return Draws({})
-        values = self.latents.unflatten(params["theta"])
+        values = point_values(self, params)
         return Draws({name: value[None, None] for name, value in values.items()})
+
+
+def start_vector(objective: Objective) -> dict[str, Tensor]:
+    """The parameter ``theta``, ``(D,)``: where the method starts; none where no latent is to be found."""
+    latents = objective.latents
+    return {"theta": objective.method.start(objective.model, latents)} if latents.size else {}
+
+
+def point_values(objective: Objective, params: Params) -> Values:
+    """``{site: value}`` of the latents at ``theta``."""
+    return objective.latents.unflatten(_theta(objective, params))
+
+
+def point_terms(
+    objective: Objective,
+    params: Params,
+    points: Params,
+    batch: Batch,
+    state: dict[str, Tensor],
+    coordinates: Coordinates,
+) -> Terms:
+    """The terms of a loss at one point; see `PointLoss` and `Objective.terms`.
+
+    Args:
+        objective: Whose model.
+        params: ``theta``; and ``shift``, ``(D,)``, where the prior is moved by that much (`bnn.inference.anchors`).
+        points: As in `Objective.terms`.
+        batch: As in `Objective.terms`.
+        state: As in `Objective.terms`.
+        coordinates: As in `PointLoss`.
+    """
+    theta, latents = _theta(objective, params), objective.latents
+    nll, trace = objective.data_nll(latents.unflatten(theta), points, batch, state)
+    kl = negative_log_prior(latents, trace, theta - params["shift"] if "shift" in params else theta)
+    if coordinates == "unconstrained" and not latents.plain:
+        kl = kl - latents.log_abs_det(theta)
+    return Terms(nll, kl)
+
+
+def check_fixed_scales(model: BNN, method: str) -> None:
+    """Raise `ValueError` for a learned prior scale, under which a point of highest density is no use."""
+    groups = model.learned_prior_scales()
+    if groups:
+        raise ValueError(
+            f"{method} cannot be used with a learned prior scale (in {', '.join(groups)}): the joint density of "
+            "weights and scale grows without bound as both shrink to zero. Give the prior a fixed scale, or use "
+            "mean_field"
+        )
+
+
+def _theta(objective: Objective, params: Params) -> Tensor:
+    return params["theta"] if objective.latents.size else objective.temperature.new_zeros(0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from bnn.approximations import Approximation
+from bnn.approximations import Approximation, joined
 from bnn.data import Batch
 from bnn.inference.objective import Objective, Params, Terms
 
@@ -21,24 +21,28 @@ class ReplicatedLoss(Objective):
 
     Args:
         members: Objectives that differ in their starting points only. The first one's mathematics is used for all.
+        given: ``{name: (K, ...)}``, constants of each member that `Objective.terms` finds among its parameters.
     """
 
-    def __init__(self, members: Sequence[Objective]):
+    def __init__(self, members: Sequence[Objective], given: Mapping[str, Tensor] | None = None):
         first = members[0]
-        self._first = (first,)  # in a tuple, so that its parameters do not count as this module's
+        self.parts = (first,)
         self.members = len(members)
+        self._given = dict(given or {})
         self._starts = {
             name: torch.stack([dict(member.named_parameters())[name].detach() for member in members])
             for name, _ in first.named_parameters()
         }
         super().__init__(first.method, first.model, first.n_data, first.backend)
+        for name in self._buffers_moved:
+            self.state[name] = torch.stack([member.state[name] for member in members])
         self.notes = first.notes
         del self._starts
 
     @property
     def first(self) -> Objective:
         """The member whose mathematics is used for all; its own parameters are not trained."""
-        return self._first[0]
+        return self.parts[0]
 
     def initial(self) -> dict[str, Tensor]:
         """The members' own starting values, stacked."""
@@ -56,7 +60,7 @@ class ReplicatedLoss(Objective):
             terms = self.first.terms(named, own_points, Batch.rebuild(structure, leaves), all_state)
             return terms.nll, terms.kl, *[all_state[name] for name in moved]
 
-        arguments = (dict(params), batch.leaves, moved)
+        arguments = ({**params, **self._given}, batch.leaves, moved)
         if self.first.batchable:
             results = torch.func.vmap(one, randomness="different")(*arguments)
         else:
@@ -67,10 +71,13 @@ class ReplicatedLoss(Objective):
         state.update(zip(moved, buffers, strict=True))
         return Terms(nll, kl)
 
+    def after_step(self, step: int, steps: int, params: Params) -> None:
+        """What one member would gather, of all at once."""
+        self.first.after_step(step, steps, params)
+        self.gathered = self.first.gathered
+
     def approximation(self, params: Params) -> Approximation:
         """What the members' approximations make together, each with its own learned points and buffers."""
-        from bnn.approximations import joined
-
         assert self.members is not None
         parts, own = [], []
         for k in range(self.members):

@@ -1,0 +1,262 @@
+"""How near does each method come to the posterior, and at what cost? A long NUTS run is the reference.
+
+Two sets: yacht (308 rows, 6 inputs; with --data-dir) and a curve in one dimension. One net with one hidden layer of
+tanh units, Gaussian priors, a latent noise scale; the same Pyro model under every method. Distances are between
+predictive distributions at inputs that were not fitted:
+
+- mean: root mean square of (mean - mean of NUTS), in units of NUTS's predictive standard deviation
+- sd: geometric mean of the ratio of predictive standard deviations, noise included; 1 is right
+- epistemic: the same without the noise
+- TV: total variation 1/2 int |p(y) - q(y)| dy, the mean over inputs; 0 is right, 1 the largest
+
+    python experiments/posterior_fidelity.py              # half an hour on two cores
+    python experiments/posterior_fidelity.py --quick      # seconds; the numbers mean nothing
+
+Writes table.md, results.json and one figure a set into runs/experiments/posterior_fidelity/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import bnn
+from bnn.capture import CaptureWarning
+from bnn.inference import Method
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number of the experiment, and where it comes from."""
+
+    hidden: int = 50  # the 1x50 net of the UCI papers
+    noise_prior: float = 1.0  # half-Cauchy, in units of the standardised target
+    # Reference: 4 chains; R-hat of functions below 1.01 needs some thousand effective draws.
+    reference_draws: int = 1000
+    reference_warmup: int = 500
+    max_depth: int = 9  # 511 leapfrog steps; at 10 a draw costs twice as much, and the set of answers does not move
+    epochs: int = 4000  # of full batches, where a method takes gradients
+    draws: int = 400  # of each continuous posterior, for the predictive distribution
+    grid: int = 400  # points of the quadrature of TV, over +-6 standard deviations of the wider of two
+    seed: int = 0
+    data_dir: Path = Path("../shared/data")
+    out: Path = Path("runs/experiments/posterior_fidelity")
+
+    def quick(self) -> Config:
+        """Everything once, in seconds."""
+        return replace(self, hidden=4, reference_draws=10, reference_warmup=10, max_depth=3, epochs=5, draws=20)
+
+
+@dataclass(frozen=True)
+class Set:
+    """Standardised rows to fit, and inputs to predict at."""
+
+    name: str
+    x: Tensor  # (n, d)
+    y: Tensor  # (n, 1)
+    at: Tensor  # (m, d)
+
+
+def curve() -> Set:
+    """60 rows in two clumps, so that there is a gap to be unsure in. Truth: sin(3 x), noise 0.1."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-1.6, -0.5, 30), rng.uniform(0.4, 1.6, 30)])[:, None]
+    y = np.sin(3 * x) + 0.1 * rng.standard_normal(x.shape)
+    return Set("curve", _tensor(x), _tensor(y / y.std()), torch.linspace(-2, 2, 81)[:, None])
+
+
+def yacht(folder: Path) -> Set:
+    """The training rows of the first split of Hernandez-Lobato and Adams (2015), and its test inputs."""
+    with np.load(folder / "uci" / "yacht.npz") as file:
+        x, y, train, test = file["x"], file["y"], file["train_idx"][0], file["test_idx"][0]
+    centre, spread = x[train].mean(0), x[train].std(0)
+    x, y = (x - centre) / spread, (y - y[train].mean()) / y[train].std()
+    return Set("yacht", _tensor(x[train]), _tensor(y[train, None]), _tensor(x[test]))
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)
+
+
+def model_of(config: Config, data: Set, dropout: float = 0.0) -> bnn.BNN:
+    """d-hidden-1 with weights N(0, 1) into the hidden units and N(0, 1 / hidden) out of them."""
+    torch.manual_seed(config.seed)
+    layers = [nn.Linear(data.x.shape[1], config.hidden), nn.Tanh(), nn.Linear(config.hidden, 1)]
+    if dropout:
+        layers.insert(2, nn.Dropout(dropout))
+    return bnn.BNN(nn.Sequential(*layers), bnn.priors.Normal("fan_in"), bnn.likelihoods.Gaussian())
+
+
+def decay(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def methods(config: Config, n: int) -> dict[str, Method]:
+    """Every method, all with full batches where they take gradients, so that none is noisier than need be."""
+    few = config.epochs <= 10
+    training: dict[str, Any] = {"epochs": config.epochs, "batch_size": None, "lr": 1e-2, "schedule": decay}
+    mode = bnn.MAP(**training)
+    steps = {"num_samples": 10, "warmup": 10} if few else {"num_samples": 1000, "warmup": 4 * config.epochs}
+    return {
+        "NUTS again": reference(config),
+        "HMC": bnn.HMC(num_samples=config.reference_draws, warmup=config.reference_warmup, max_steps=300),
+        "ChEES": bnn.ChEES(chains=32, num_samples=max(10, config.reference_draws // 8), warmup=config.reference_warmup),
+        "MAP": mode,
+        "MC dropout": bnn.MCDropout(**training),
+        "Laplace, last layer": bnn.Laplace(of=mode, weights="last_layer", covariance="full", tune=None),
+        "Laplace, kron": bnn.Laplace(of=mode, covariance="kron", tune=None),
+        "Laplace, full": bnn.Laplace(of=mode, covariance="full", tune=None),
+        "SWAG": bnn.SWAG(epochs=config.epochs, batch_size=max(1, n // 4)),
+        "ensemble of 10": bnn.Ensemble(members=3 if few else 10, of=mode),
+        "mean field": bnn.MeanField(**training, draws=4),
+        "IVON": bnn.IVON(epochs=config.epochs, batch_size=None),
+        "low rank": bnn.LowRank(**training),
+        "full rank": bnn.FullRank(**training),
+        "SVGD": bnn.SVGD(**training),
+        "SGHMC": bnn.SGHMC(batch_size=max(1, n // 4), **steps),
+    }
+
+
+def reference(config: Config) -> bnn.NUTS:
+    return bnn.NUTS(
+        num_samples=config.reference_draws, warmup=config.reference_warmup, max_depth=config.max_depth, init="prior"
+    )
+
+
+def densities(pred: bnn.Prediction, grid: Tensor) -> Tensor:
+    """p(y | x) on a grid of y for every row: grid (m, g) -> (m, g)."""
+    m, g = grid.shape
+    values = [pred.log_prob(grid[:, i, None]).exp() for i in range(g)]
+    return torch.stack(values, dim=1).reshape(m, g)
+
+
+def distance(pred: bnn.Prediction, truth: bnn.Prediction, config: Config) -> dict[str, float]:
+    """The four figures of the table."""
+    spread = truth.std
+    width = 6 * torch.maximum(pred.std, spread) + (pred.mean - truth.mean).abs()
+    grid = truth.mean + width * torch.linspace(-1, 1, config.grid)  # (m, 1) * (g,) -> (m, g)
+    gap = (densities(pred, grid) - densities(truth, grid)).abs()
+    tv = 0.5 * torch.trapezoid(gap, grid, dim=1).mean()
+    parts = [
+        (p.sqrt() / t.sqrt()).log().mean().exp() for p, t in zip(pred.variance[:2], truth.variance[:2], strict=True)
+    ]
+    return {
+        "mean": float(((pred.mean - truth.mean) / spread).square().mean().sqrt()),
+        "sd": float(parts[0]),
+        "epistemic": float(parts[1]),
+        "tv": float(tv),
+    }
+
+
+def rhat(posterior: bnn.Posterior, x: Tensor) -> float:
+    """The largest split R-hat over the functions' values at x."""
+    from arviz_stats.base import array_stats
+
+    chains, draws = posterior.approximation.shape or (1, 1)
+    values = posterior.predict(x).outputs.reshape(chains, draws, -1).numpy()
+    return max(float(array_stats.rhat(values[:, :, i], chain_axis=0, draw_axis=1)) for i in range(values.shape[2]))
+
+
+def predict(posterior: bnn.Posterior, data: Set, config: Config) -> bnn.Prediction:
+    """At the set's other inputs, with enough draws that their number is not what is measured."""
+    return posterior.predict(data.at, None if posterior.num_draws else config.draws)
+
+
+def study(data: Set, config: Config, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, bnn.Prediction]]:
+    """Every method on one set: figures, and predictions."""
+    model = model_of(config, data)
+    long = bnn.fit(model, (data.x, data.y), reference(config), seed=config.seed, progress=False)
+    truth = predict(long, data, config)
+    worst = rhat(long, data.at)
+    say(f"{data.name}: NUTS in {long.history.seconds:.0f} s, R-hat of functions at most {worst:.4f}")
+    rows, predictions = {}, {"NUTS": truth}
+    for name, method in methods(config, len(data.y)).items():
+        net = model_of(config, data, 0.05) if isinstance(method, bnn.MCDropout) else model
+        posterior = bnn.fit(net, (data.x, data.y), method, seed=config.seed + 1, progress=False)
+        predictions[name] = predict(posterior, data, config)
+        rows[name] = {**distance(predictions[name], truth, config), "seconds": posterior.history.seconds}
+        say(f"  {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in rows[name].items()))
+    return {"rhat": worst, "seconds": long.history.seconds, "rows": rows}, predictions
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = []
+    for name, result in results.items():
+        lines += [
+            f"**{name}** (reference: NUTS, {result['seconds']:.0f} s, largest R-hat of functions {result['rhat']:.3f})",
+            "",
+            "| method | mean | sd | epistemic | TV | seconds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for method, row in sorted(result["rows"].items(), key=lambda item: item[1]["tv"]):
+            shown = " | ".join(f"{row[key]:.2f}" for key in ("mean", "sd", "epistemic", "tv"))
+            lines.append(f"| {method} | {shown} | {row['seconds']:.1f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def figure(data: Set, result: dict[str, Any], predictions: dict[str, bnn.Prediction], path: Path) -> None:
+    """Distance against cost; in one dimension also every method's band over that of NUTS."""
+    import matplotlib.pyplot as plt
+
+    panels = len(predictions) - 1 if data.x.shape[1] == 1 else 0
+    columns = 4
+    height = math.ceil(panels / columns)
+    fig = plt.figure(figsize=(12, 4 + 2.1 * height), layout="constrained")
+    spec = fig.add_gridspec(1 + height, columns, height_ratios=[1.8] + [1] * height)
+    cost = fig.add_subplot(spec[0, :])
+    for name, row in result["rows"].items():
+        cost.plot(row["seconds"], row["tv"], "o", color="C0")
+        cost.annotate(name, (row["seconds"], row["tv"]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    cost.set(xscale="log", yscale="log", xlabel="seconds of the fit", ylabel="total variation from NUTS")
+    cost.set_title(f"{data.name}: what a method costs, and how far it is from the posterior")
+    for place, (name, pred) in enumerate(list(predictions.items())[1:] if panels else []):
+        axes = fig.add_subplot(spec[1 + place // columns, place % columns])
+        x = data.at[:, 0]
+        for which, colour in ((predictions["NUTS"], "0.6"), (pred, "C0")):
+            low, high = (end[:, 0] for end in which.interval(0.9))
+            axes.fill_between(x, low, high, color=colour, alpha=0.35, linewidth=0)
+        axes.plot(data.x[:, 0], data.y[:, 0], ".", color="k", markersize=2)
+        axes.set(ylim=(-4, 4), title=name, xticks=[], yticks=[])
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=Config.out)
+    parser.add_argument("--data-dir", type=Path, default=Config.data_dir)
+    arguments = parser.parse_args()
+    config = replace(Config(), out=arguments.out, data_dir=arguments.data_dir)
+    config = config.quick() if arguments.quick else config
+    matplotlib.use("agg")
+    warnings.simplefilter("error", CaptureWarning)  # a method that fell back to eager would be timed unfairly
+    config.out.mkdir(parents=True, exist_ok=True)
+    sets = [curve()]
+    if (config.data_dir / "uci" / "yacht.npz").exists():
+        sets.append(yacht(config.data_dir))
+    else:
+        print(f"no yacht.npz in {config.data_dir}/uci: the curve alone (--data-dir says where the sets are)")
+    results = {}
+    for data in sets:
+        results[data.name], predictions = study(data, config, print)
+        figure(data, results[data.name], predictions, config.out / f"{data.name}.png")
+        (config.out / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+        (config.out / "table.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
