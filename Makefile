@@ -23,12 +23,13 @@ help:  ## list the targets
 
 # The stamp is written last, so that an install that failed is tried again, and one that succeeded needs no network.
 # A folder without a working pip is what an interrupted `python -m venv` leaves: making it again repairs it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt tests/second-opinion.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  command -v $(PYTHON) >/dev/null || { echo "make: no '$(PYTHON)' here; name a Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }; \
 	  $(PYTHON) -c $(CHECK_VERSION) && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -c $(CHECK_VERSION)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps -r tests/second-opinion.txt
 	@touch $@
 
 venv: $(STAMP)  ## make .venv and install the tested versions into it

@@ -83,7 +83,7 @@ def bind_constants(module: GraphModule) -> tuple[GraphModule, list[Tensor]]:
             name = str(node.target)
             value = _attribute(module, name)
             if name.startswith(_FOLDED) and value.numel() and bool((value == value.flatten()[0]).all()):
-                options = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
+                options: dict[str, Any] = {"dtype": value.dtype, "device": value.device, "pin_memory": False}
                 number = value.flatten()[0].item()
                 mapping[node] = graph.call_function(aten.full.default, (list(value.shape), number), options)
                 continue

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyro
 import torch
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 #: Draws taken of a continuous posterior where nothing else is said.
 DEFAULT_DRAWS = 200
+
+
+class Evidence(NamedTuple):
+    """An estimate of ``log p(y)``, in nats for the whole training set."""
+
+    #: ``"elbo"``, a lower bound; ``"laplace"``, Laplace's approximation (exact for linear-Gaussian models).
+    kind: str
+    value: float
+    #: Monte Carlo standard error; 0 where there is none.
+    se: float
 
 
 class Posterior:
@@ -239,6 +249,16 @@ class Posterior:
         from bnn.analysis import to_arviz
 
         return to_arviz(self, x, y, **options)
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """How probable the training data are under the model, comparable between models of the same data.
+
+        None where the method has no estimate of it (points, ensembles, MCMC), or a temperature or sample weights make
+        it none: `bnn.analysis.loo` compares those.
+        """
+        found = self.settings.get("evidence")
+        return None if found is None else Evidence(found["kind"], found["value"], found.get("se", 0.0))
 
     def as_prior(self, covariance: Literal["auto", "full", "diag"] = "auto") -> Mapping[str, Prior] | Prior:
         """This posterior of the weights as the prior of the next data: ``bnn.BNN(net, posterior.as_prior(), ...)``.

@@ -16,7 +16,7 @@ def student(degrees: int, comparisons: int) -> float:
 
 
 def check_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
-    """Means and (co)variances of chains ``(chains, draws, D)`` against the exact ones, in units of the exact deviations.
+    """Means and (co)variances of chains ``(chains, draws, D)`` against the exact ones, in units of exact deviations.
 
     Chains are independent, so that the spread of their own averages is the error of the grand average, whatever the
     autocorrelation within them. An error of 10 % in a deviation has to be out of reach of that error bar.

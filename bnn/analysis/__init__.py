@@ -6,6 +6,7 @@ ArviZ and scikit-learn are imported when a function needs them, so that ``import
 from __future__ import annotations
 
 from bnn.analysis.arviz import to_arviz
+from bnn.analysis.loo import LeaveOneOut, loo
 from bnn.analysis.scores import (
     CalibrationBins,
     Estimate,
@@ -22,11 +23,13 @@ from bnn.analysis.scores import (
 __all__ = [
     "CalibrationBins",
     "Estimate",
+    "LeaveOneOut",
     "accuracy",
     "calibration_bins",
     "expected_calibration_error",
     "interval_coverage",
     "log_density",
+    "loo",
     "pit",
     "rmse",
     "to_arviz",

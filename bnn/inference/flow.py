@@ -65,6 +65,7 @@ class FlowLoss(Objective):
     """The negative evidence lower bound per datum of a flow."""
 
     method: Flow
+    bound = True
 
     def initial(self) -> dict[str, Tensor]:
         """A narrow Gaussian around the starting point: the transforms begin as the identity."""

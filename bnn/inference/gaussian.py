@@ -103,6 +103,7 @@ class CorrelatedLoss(Objective):
     """The negative evidence lower bound per datum, its divergence in closed form where one is known."""
 
     method: CorrelatedMethod
+    bound = True
 
     @abstractmethod
     def approximation(self, params: Params) -> Correlated:

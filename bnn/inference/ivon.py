@@ -128,6 +128,7 @@ class IVONLoss(Objective):
     """
 
     method: IVON
+    bound = True
 
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow."""

@@ -18,6 +18,7 @@ from bnn.capture import Backend
 from bnn.data import Batch, Data, Source, as_source
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
+from bnn.inference.bound import elbo
 from bnn.inference.objective import Objective
 from bnn.inputs import row_shapes
 from bnn.model import BNN
@@ -74,13 +75,16 @@ def optimise(
         objective = build(model, source.n, run.compile)
         fit = _Fit(method, objective, adapt(source, objective), validation, run)
         fit.run_epochs()
+        answer = fit.answer()
+        honest = objective.bound and method.temperature == 1 and run.weight is None and fit.history.epochs > 0
+        evidence = {"evidence": elbo(objective, answer, fit.source)} if honest else {}
     history = fit.history
     history.seconds = time.perf_counter() - started
     history.backend = " + ".join(dict.fromkeys(objective.backends))
     history.notes = list(objective.notes)
-    posterior = objective.posterior(fit.answer())
+    posterior = objective.posterior(answer)
     posterior.history = history
-    posterior.settings |= {"seed": run.seed, "compile": history.backend}
+    posterior.settings |= {"seed": run.seed, "compile": history.backend, **evidence}
     return posterior
 
 

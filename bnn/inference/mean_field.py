@@ -95,6 +95,7 @@ class MeanFieldLoss(Objective):
     """The negative evidence lower bound per datum."""
 
     method: MeanField
+    bound = True
 
     _reached: frozenset[str] | None = None
 

@@ -57,6 +57,8 @@ class Objective(nn.Module, ABC):
     members: int | None = None
     #: Objectives that do a part of the work: in a tuple, so that their parameters do not count as this module's.
     parts: tuple[Objective, ...] = ()
+    #: Whether the loss, at temperature 1, is a bound on the evidence: -ELBO / N.
+    bound: ClassVar[bool] = False
     #: Whether vmap takes the random draws of `terms`; Pyro's own `rsample` it does not take.
     draws_map: ClassVar[bool] = True
 

@@ -68,6 +68,7 @@ class GuideLoss(Objective):
     """The negative evidence lower bound per datum, at draws of the guide: what Pyro's ``Trace_ELBO`` estimates."""
 
     method: Variational
+    bound = True
     draws_map = False
 
     def initial(self) -> dict[str, Tensor]:

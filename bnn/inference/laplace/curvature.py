@@ -39,7 +39,7 @@ class CurvatureBlock(ABC):
 
         Args:
             shares: ``(m,)``, the a_m.
-            prior: ``(size,)``, the prior's precision.
+            prior: ``(size,)``, the prior's precision; of a `DenseCurvature` also a whole matrix, ``(size, size)``.
         """
 
     @abstractmethod
@@ -63,7 +63,7 @@ class DenseCurvature(CurvatureBlock):
 
     def log_det(self, shares: Tensor, prior: Tensor) -> Tensor:
         """From the spectrum, once and for all, under one prior precision; else by a Cholesky factor each time."""
-        if len(shares) == 1 and bool((prior == prior[0]).all()):
+        if len(shares) == 1 and prior.dim() == 1 and bool((prior == prior[0]).all()):
             return (shares * self._spectrum.clamp(min=0) + prior[0]).log().sum()
         return 2 * torch.linalg.cholesky(self._precision(shares, prior)).diagonal().log().sum()
 
@@ -72,7 +72,7 @@ class DenseCurvature(CurvatureBlock):
         return from_precision(self._precision(shares, prior))
 
     def _precision(self, shares: Tensor, prior: Tensor) -> Tensor:
-        return torch.einsum("m,mij->ij", shares, self.parts) + torch.diag(prior)
+        return torch.einsum("m,mij->ij", shares, self.parts) + (torch.diag(prior) if prior.dim() == 1 else prior)
 
 
 class DiagonalCurvature(CurvatureBlock):

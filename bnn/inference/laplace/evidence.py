@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,9 +19,17 @@ from torch import Tensor
 from bnn.approximations import LocalGaussian
 from bnn.approximations.blocks import Block
 from bnn.data import Data, as_source
-from bnn.inference.laplace.curvature import Curvature, Kind, output_root, precise
+from bnn.inference.laplace.curvature import Curvature, DenseCurvature, Kind, output_root, precise
 from bnn.inference.laplace.mode import Mode
-from bnn.inference.laplace.unknowns import Hyper, Unknowns, Values, log_prior, prior_precision, unknowns_trace
+from bnn.inference.laplace.unknowns import (
+    Hyper,
+    Unknowns,
+    Values,
+    correlated,
+    log_prior,
+    prior_precision,
+    unknowns_trace,
+)
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.random import isolated
@@ -50,6 +59,19 @@ class HyperParameters:
         hyper = Hyper(*({name: v.to(self.dtype) for name, v in part.items()} for part in vars(hyper).values()))
         latents, trace = unknowns_trace(self.model, self._weights, hyper, self._points)
         return hyper, latents, trace
+
+    def joint_prior_precision(self, names: list[str]) -> Tensor:
+        """The Hessian of the weights' negative log prior over all numbers of these weights: ``(d, d)``."""
+        sizes = [self._weights[name].numel() for name in names]
+
+        def negative(flat: Tensor) -> Tensor:
+            parts = zip(names, flat.split(sizes), strict=True)
+            moved = self._weights | {name: part.view_as(self._weights[name]) for name, part in parts}
+            _, trace = unknowns_trace(self.model, moved, self.unknowns.hyper(self.start), self._points)
+            return -torch.stack([log_prior(trace, name, None) for name in names]).sum()
+
+        flat = torch.cat([self._weights[name].reshape(-1) for name in names])
+        return torch.func.jacrev(torch.func.grad(negative))(flat)
 
     def log_prior(self, vector: Tensor) -> Tensor:
         """The log-density of the random ones, over their own (constrained) values: a scalar."""
@@ -110,8 +132,24 @@ class Evidence:
 
     def _precisions(self, hyper: Hyper, trace: Any) -> tuple[Tensor, ...]:
         """The prior's, for each block."""
+        if correlated(trace, self.names):
+            return (self._joint_precision,)
         precisions = [prior_precision(trace, name, hyper.factors.get(name)) for name in self.names]
         return torch.cat(precisions).split(self._sizes)
+
+    @cached_property
+    def _joint_precision(self) -> Tensor:
+        """Of a prior under which weights are correlated, ``(d, d)``. It has no hyper-parameters, so that it stays.
+
+        Raises:
+            ValueError: The covariance of the posterior is not one whole matrix.
+        """
+        if len(self.curvature.blocks) > 1 or not isinstance(self.curvature.blocks[0], DenseCurvature):
+            raise ValueError(
+                "the prior correlates the weights (a posterior as prior), which only covariance='full' can keep: use "
+                "it, or posterior.as_prior(covariance='diag')"
+            )
+        return self.hyper.joint_prior_precision(self.names)
 
     def _shares(self, latents: Values) -> Tensor:
         """How much the curvature of each part is of what it was, ``(m,)``."""

@@ -130,6 +130,11 @@ def log_prior(trace: Trace, name: str, factor: Tensor | None) -> Tensor:
     return dist.Normal(loc, scale * factor).log_prob(node["value"]).sum()
 
 
+def correlated(trace: Trace, names: list[str]) -> bool:
+    """Whether some site's numbers are not independent under the prior (those of a posterior as prior)."""
+    return any(bool(base(trace.nodes[name]["fn"]).event_shape) for name in names)
+
+
 def prior_precision(trace: Trace, name: str, factor: Tensor | None) -> Tensor:
     """The curvature of a site's negative log prior at its value, ``(numel,)``; for a Gaussian 1 / scale^2.
 

@@ -93,7 +93,9 @@ def refuse_what_is_no_density(model: BNN, weight: Any, method: str) -> None:
         if not isinstance(module, _NormBase):
             continue
         if not module.track_running_stats:
-            raise ValueError(f"{name!r} takes statistics of every batch, so that no density of a row exists: use LayerNorm")
+            raise ValueError(
+                f"{name!r} takes statistics of every batch, so that no density of a row exists: use LayerNorm"
+            )
         if not module.num_batches_tracked:
             raise ValueError(
                 f"{name!r} has batch statistics that were never taken, and {method} holds them fixed: train the "

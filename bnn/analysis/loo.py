@@ -1,0 +1,55 @@
+"""Leave-one-out cross-validation from the draws of one fit."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bnn.analysis.arviz import to_arviz
+from bnn.posterior import Posterior
+
+#: Draws of a continuous posterior.
+_DRAWS = 1000
+
+
+class LeaveOneOut(NamedTuple):
+    """An estimate of how well each row is predicted from the others."""
+
+    #: ``sum_i log p(y_i | the other rows)``, in nats: comparable between models and methods of the same rows.
+    elpd: float
+    #: Its standard error over rows.
+    se: float
+    #: Effective number of parameters: how much better the rows are predicted with themselves among the data.
+    p: float
+    #: The share of rows whose Pareto k is above 0.7: their terms, and so `elpd`, are not to be trusted.
+    bad: float
+
+
+def loo(posterior: Posterior, x: Any, y: Any, *, num: int | None = None, seed: int = 0) -> LeaveOneOut:
+    """PSIS-LOO by ArviZ: Vehtari, Gelman and Gabry (2017), arXiv:1507.04544.
+
+    For draws that stand for the posterior (MCMC, and approximations near it). An ensemble's few members are too few,
+    and a point has no uncertainty to be reweighted.
+
+    Args:
+        posterior: Fitted on these rows, without sample weights.
+        x: The training inputs.
+        y: Their targets.
+        num: Draws; ``None``: all of a finite posterior, 1,000 of a continuous one.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: Fewer than 100 draws.
+    """
+    import arviz_stats
+
+    have = posterior.num_draws
+    num = num if num is not None or have is not None else _DRAWS
+    count = have if num is None else num
+    if count is None or count < 100:
+        raise ValueError(f"leave-one-out reweights draws, of which {count} are too few: 100 at least")
+    tree = to_arviz(posterior, x, y, num=num, seed=seed)
+    found = arviz_stats.loo(tree, pointwise=True)
+    k = np.asarray(found.pareto_k)
+    return LeaveOneOut(float(found.elpd), float(found.se), float(found.p), float((k > 0.7).mean()))
