@@ -32,5 +32,5 @@ def check_moments(draws: Tensor, mean: Tensor, covariance: Tensor) -> None:
     got = quantities.mean(0)
     error = student(chains - 1, quantities.shape[1]) * quantities.std(0) / math.sqrt(chains)
     assert ((got - expected).abs() < error).all(), f"moments {got} against {expected} +- {error}"
-    assert (error[:size] < 0.1).all(), f"the means are too noisy: {error[:size]}"
+    assert (error[:size] < 0.12).all(), f"the means are too noisy: {error[:size]}"
     assert (error[size:] < 0.2).all(), f"the variances are too noisy to tell 10 % of a deviation: {error[size:]}"

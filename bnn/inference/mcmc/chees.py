@@ -25,6 +25,8 @@ from bnn.posterior import Posterior
 from bnn.random import isolated, other_seed
 
 _STATISTICS = ["acceptance_rate", "n_steps", "diverging", "energy", "lp", "step_size"]
+#: Leapfrog steps of the first trajectory.
+_FIRST_STEPS = 10
 #: Leapfrog steps a draw that the choice of the backend reckons with.
 _STEPS_A_DRAW = 30
 
@@ -112,7 +114,7 @@ class _Batch:
             "inverse_mass": torch.ones_like(q),
             "count": zero,
             "step": step,
-            "log_length": step.log(),
+            "log_length": (_FIRST_STEPS * step).log(),
             "log_length_average": zero,
             "first_moment": zero,
             "second_moment": zero,

@@ -13,7 +13,7 @@ from bnn.inference.mcmc.machine import State
 
 # Adam on the logarithm of the trajectory length (Hoffman et al. 2021, section 4).
 _LR, _DECAY, _SQUARE_DECAY = 0.025, 0.9, 0.95
-_LEAST = 0.1
+_LEAST_AT_FIRST, _LEAST = 1e-3, 0.1
 
 
 def adapted(old: State, end: State, warmup: int, target: float) -> State:
@@ -26,9 +26,10 @@ def adapted(old: State, end: State, warmup: int, target: float) -> State:
         warmup: Draws of the whole warm-up.
         target: The harmonic mean of the acceptance probabilities to reach.
     """
-    # The harmonic mean hears the chains whose steps are too long, which the arithmetic one would drown; bounded, lest
-    # one chain alone sets the step size of all.
-    harmonic = 1 / (1 / end["probability"].clamp(min=_LEAST)).mean()
+    # The harmonic mean hears the chains whose steps are too long, which the arithmetic one would drown. At first one
+    # stuck chain is to free itself; later it is bounded, lest one chain alone sets the step size of all.
+    least = torch.where(old["count"] < warmup / 2, _LEAST_AT_FIRST, _LEAST)
+    harmonic = 1 / (1 / torch.maximum(end["probability"], least.to(end["probability"]))).mean()
     changed = {**dual_averaging(old, harmonic, target), **_length(old, end)}
     counted, ends = (torch.tensor(flags, device=harmonic.device) for flags in windows(warmup))
     t = old["count"].long().clamp(max=warmup - 1)
