@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it. The single table behind both `bnn.NAME` and `dir(bnn)`.
 _HOME = {
+    "Auto": "bnn.inference",
     "BNN": "bnn.model",
     "ChEES": "bnn.inference",
     "Ensemble": "bnn.inference",
@@ -54,6 +55,7 @@ __all__ = [
     "SVGD",
     "SWAG",
     "VBLL",
+    "Auto",
     "ChEES",
     "Ensemble",
     "Flow",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
         SVGD,
         SWAG,
         VBLL,
+        Auto,
         ChEES,
         Ensemble,
         Flow,

@@ -80,5 +80,6 @@ TABLE: dict[str, Enrolled] = {
     "svgd": Enrolled(bnn.SVGD(epochs=2, particles=4), "own law"),  # test_svgd.py: Stein's identities
     "hmc": Enrolled(bnn.HMC(**SHORT), "full", bnn.HMC(**LONG, num_samples=60, max_steps=50)),
     "nuts": Enrolled(bnn.NUTS(**SHORT), "full", bnn.NUTS(**LONG, num_samples=50)),
+    "auto": Enrolled(bnn.Auto(), "own law"),  # test_auto.py: what it chooses has a line of its own
     "chees": Enrolled(bnn.ChEES(**SHORT), "full", bnn.ChEES(**LONG, num_samples=150)),
 }

@@ -179,7 +179,7 @@ def test_points_are_constants_and_noncentred_weights_are_there():
     np.testing.assert_allclose(drawn["2.weight"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", [*bnn.METHODS, "points"])
+@pytest.mark.parametrize("method", [*sorted(set(bnn.METHODS) - {"auto"}), "points"])
 def test_every_method(method):
     x, y = data()
     prior = {"*": None} if method == "points" else None

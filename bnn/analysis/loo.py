@@ -50,6 +50,6 @@ def loo(posterior: Posterior, x: Any, y: Any, *, num: int | None = None, seed: i
     if count is None or count < 100:
         raise ValueError(f"leave-one-out reweights draws, of which {count} are too few: 100 at least")
     tree = to_arviz(posterior, x, y, num=num, seed=seed)
-    found = arviz_stats.loo(tree, pointwise=True)
+    found = arviz_stats.loo(tree, pointwise=True)  # type: ignore[attr-defined]
     k = np.asarray(found.pareto_k)
     return LeaveOneOut(float(found.elpd), float(found.se), float(found.p), float((k > 0.7).mean()))

@@ -15,6 +15,7 @@ import torch
 
 from bnn.capture import Backend
 from bnn.data import Data
+from bnn.inference.auto import Auto
 from bnn.inference.base import GradientMethod, Method, Run
 from bnn.inference.dropout import MCDropout
 from bnn.inference.ensemble import Ensemble
@@ -60,6 +61,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "laplace": Laplace,
     "last_layer": LastLayer,
     "vbll": VBLL,
+    "auto": Auto,
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "SVGD",
     "SWAG",
     "VBLL",
+    "Auto",
     "ChEES",
     "Constant",
     "Cyclical",

@@ -15,7 +15,7 @@ from bnn.approximations import Chains
 from bnn.data import Data, as_source
 from bnn.inference.base import IterativeMethod, Run
 from bnn.inference.chain_loop import ChainLoop
-from bnn.inference.mcmc.target import refuse_what_is_no_density
+from bnn.inference.mcmc.target import refuse_validation, refuse_what_is_no_density
 from bnn.inference.particles import several_points
 from bnn.inference.step_sizes import Constant, Plan, RMSProp, StepSizes
 from bnn.model import BNN
@@ -104,8 +104,7 @@ class StochasticGradientMCMC(IterativeMethod):
         started = time.perf_counter()
         name = type(self).__name__
         refuse_what_is_no_density(model, run.weight, name)
-        if run.validation is not None:
-            raise ValueError(f"{name} takes no validation: score its posterior, posterior.predict(x).log_prob(y)")
+        refuse_validation(run, name)
         source = as_source(data, model.likelihood, model.like, self.batch_size, n_data=run.n_data)
         with isolated(other_seed(run.seed, "fit"), model.like.device), torch.no_grad():
             loss = several_points(self, model, source.n, run.compile, self.chains)

@@ -34,7 +34,11 @@ class Target:
 
     def __init__(self, method: IterativeMethod, model: BNN, data: Data, run: Run):
         self.method = method
-        refuse_what_is_no_density(model, run.weight, type(method).__name__)
+        name = type(method).__name__
+        refuse_what_is_no_density(model, run.weight, name)
+        refuse_validation(run, name)
+        if run.callbacks:
+            raise ValueError(f"{name} has no epochs, after which callbacks= would be called: leave it out")
         source = as_source(data, model.likelihood, model.like, None, n_data=run.n_data)
         batches = list(source.batches())
         leaves = [torch.cat(same) for same in zip(*(batch.leaves for batch in batches), strict=True)]
@@ -77,6 +81,12 @@ class Target:
         if self.method.init == "net":
             q = q + 0.1 * torch.randn_like(q)
         return q
+
+
+def refuse_validation(run: Run, method: str) -> None:
+    """Raise `ValueError` for held-out rows, which a sampler has no use for."""
+    if run.validation is not None:
+        raise ValueError(f"{method} takes no validation: score its posterior, posterior.predict(x).log_prob(y)")
 
 
 def refuse_what_is_no_density(model: BNN, weight: Any, method: str) -> None:
