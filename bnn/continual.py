@@ -10,6 +10,7 @@ al. 2018, arXiv:1805.07810).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
@@ -19,6 +20,7 @@ import pyro
 import torch
 from pyro import distributions as dist
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from bnn.approximations import Approximation, Gaussian, LocalGaussian
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 LARGEST_JOINT = 4000
 #: Draws from which the moments of a posterior are taken that has no others.
 _DRAWS = 4000
+#: Draws a weight from which a covariance is taken: with 10, independent, its smallest eigenvalue is half of what it is.
+_DRAWS_A_WEIGHT = 10
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,12 +95,14 @@ def as_prior(posterior: Posterior, covariance: Literal["auto", "full", "diag"] =
     if covariance not in ("auto", "full", "diag"):
         raise ValueError(f"covariance is 'auto', 'full' or 'diag', not {covariance!r}")
     names = [name for name, p in posterior.model.net.named_parameters() if p.requires_grad]
-    points = [name for name in names if name in posterior.points]
+    learned = {site.name for site in posterior.model.sites().points}
+    points = [name for name in names if name in learned]
     if points:
         raise ValueError(
             f"{', '.join(points)} were learned as points, which are no distribution: they cannot be a prior"
         )
-    sites = {site.name: site.value for site in posterior.model.sites().latents}
+    latents = posterior.model.sites().latents
+    sites = {site.name: site.value for site in latents if site.base_support is constraints.real}
     moments = _moments(posterior.approximation) if all(name in sites for name in names) else None
     if moments is None:
         return _from_draws(posterior, names, covariance)
@@ -104,11 +110,12 @@ def as_prior(posterior: Posterior, covariance: Literal["auto", "full", "diag"] =
     places = dict(zip(layout_names, torch.arange(sum(sizes)).split(sizes), strict=True))
     rows = torch.cat([places[name] for name in names]).to(loc.device)
     shapes = {name: sites[name].shape for name in names}
+    if covariance == "full" and len(rows) > LARGEST_JOINT:
+        raise ValueError(f"a covariance between {len(rows)} weights is more than the {LARGEST_JOINT} kept: give 'diag'")
     if root.dim() == 1 or covariance == "diag" or (covariance == "auto" and len(rows) > LARGEST_JOINT):
         scale = root if root.dim() == 1 else root.norm(dim=1)
         return _independent(loc[rows], scale[rows], shapes)
-    joint = root[rows] @ root[rows].mT
-    return _joint(loc[rows], joint, shapes)
+    return _joint(loc[rows], root[rows], shapes)
 
 
 def _from_draws(posterior: Posterior, names: list[str], covariance: str) -> Mapping[str, Prior] | Prior:
@@ -117,13 +124,13 @@ def _from_draws(posterior: Posterior, names: list[str], covariance: str) -> Mapp
     flat = torch.cat([values[name].flatten(1) for name in names], dim=1)
     num, size = flat.shape
     shapes = {name: values[name].shape[1:] for name in names}
-    enough = num > 2 * size
-    if covariance == "full" and not enough:
-        raise ValueError(f"{num} draws do not tell the covariance of {size} weights: give covariance='diag'")
     if num < 2:
         raise ValueError("a single draw has no spread: a prior needs a posterior, not a point (method='map')")
+    enough = num > _DRAWS_A_WEIGHT * size
+    if covariance == "full" and not enough:
+        raise ValueError(f"{num} draws do not tell the covariance of {size} weights: give covariance='diag'")
     if covariance == "full" or (covariance == "auto" and enough and size <= LARGEST_JOINT):
-        return _joint(flat.mean(0), torch.cov(flat.mT).reshape(size, size), shapes)
+        return _joint(flat.mean(0), (flat - flat.mean(0)).mT / math.sqrt(num - 1), shapes)
     return _independent(flat.mean(0), flat.std(0), shapes)
 
 
@@ -138,10 +145,14 @@ def _independent(loc: Tensor, scale: Tensor, shapes: Mapping[str, torch.Size]) -
     return {name: Normal(scale=s.reshape(shape), loc=m.reshape(shape)) for (name, shape), m, s in parts}
 
 
-def _joint(loc: Tensor, covariance: Tensor, shapes: Mapping[str, torch.Size]) -> JointNormal:
-    root, failed = torch.linalg.cholesky_ex(covariance)
-    if int(failed):
+def _joint(loc: Tensor, wide: Tensor, shapes: Mapping[str, torch.Size]) -> JointNormal:
+    """From any root ``(D, d)`` of the covariance, which is not squared: single precision would lose its small parts."""
+    upper = torch.linalg.qr(wide.mT, mode="r").R
+    sizes_of = upper.diagonal().abs()
+    if len(sizes_of) < len(loc) or bool((sizes_of <= torch.finfo(loc.dtype).eps * sizes_of.max()).any()):
+        _independent(loc, wide.norm(dim=1), shapes)  # says so, where some weights have no spread at all
         raise ValueError("the posterior's covariance is singular: it cannot be a prior; give covariance='diag'")
+    root = upper.mT * upper.diagonal().sign()
     sizes = [shape.numel() for shape in shapes.values()]
     means = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), loc.split(sizes), strict=True)}
     return JointNormal(means, root)

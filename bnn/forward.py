@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from bnn.inputs import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN, arguments
@@ -127,6 +129,16 @@ def maps_well(net: nn.Module) -> bool:
     """
     slow = nn.RNNBase | nn.modules.conv._ConvNd | nn.MultiheadAttention
     return not any(isinstance(module, slow) for module in net.modules())
+
+
+def depends_on_mode(net: nn.Module) -> list[str]:
+    """The kinds of module that treat a row otherwise in training: by dropout, or by the other rows of its batch."""
+    kinds = [
+        type(module).__name__
+        for module in net.modules()
+        if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+    ]
+    return list(dict.fromkeys(kinds))
 
 
 def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) -> int:

@@ -254,8 +254,8 @@ class Posterior:
     def evidence(self) -> Evidence | None:
         """How probable the training data are under the model, comparable between models of the same data.
 
-        None where the method has no estimate of it (points, ensembles, MCMC), or a temperature or sample weights make
-        it none: `bnn.analysis.loo` compares those.
+        None where the method has no estimate of it (points, ensembles, MCMC: `bnn.analysis.loo` compares those), under
+        a temperature or sample weights, and where a network has dropout or batch statistics.
         """
         found = self.settings.get("evidence")
         return None if found is None else Evidence(found["kind"], found["value"], found.get("se", 0.0))

@@ -1,7 +1,5 @@
 """The evidence beside a fit, and leave-one-out, against the closed forms of Bayesian linear regression."""
 
-import math
-
 import pytest
 import torch
 from linear import NOISE, PRIOR, linear_regression
@@ -64,8 +62,9 @@ def test_minibatches_give_the_same_bound_within_its_error() -> None:
         compile="eager",
         progress=False,
     )
-    assert part.evidence.kind == "elbo"
-    assert math.isfinite(part.evidence.value)
+    # 4 errors of each; an epoch of three ragged batches is weighted by rows.
+    assert abs(part.evidence.value - whole.evidence.value) < 4 * (part.evidence.se + whole.evidence.se) + 1
+    assert part.evidence.se > 0
 
 
 def test_no_evidence_where_there_is_none(model, regression) -> None:
@@ -76,18 +75,28 @@ def test_no_evidence_where_there_is_none(model, regression) -> None:
     assert bnn.fit(model, (x, y), bnn.MeanField(epochs=1), weight=torch.ones(20), **quick).evidence is None
 
 
+def test_no_evidence_where_predictions_are_of_another_model(regression) -> None:
+    for middle in (nn.Dropout(0.5), nn.BatchNorm1d(4)):
+        net = nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(4, 1))
+        given = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0))
+        assert bnn.fit(given, regression, bnn.MeanField(epochs=1), compile="eager", progress=False).evidence is None
+    points = bnn.BNN(nn.Linear(3, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian("learned"))
+    assert bnn.fit(points, regression, bnn.MeanField(epochs=1), compile="eager", progress=False).evidence is None
+
+
+def test_leave_one_out_refuses_what_is_no_posterior(model, regression) -> None:
+    quick = {"compile": "eager", "progress": False}
+    tempered = bnn.fit(model, regression, bnn.MeanField(epochs=1, temperature=0.5), **quick)
+    weighted = bnn.fit(model, regression, bnn.MeanField(epochs=1), weight=torch.ones(20), **quick)
+    for posterior in (tempered, weighted):
+        with pytest.raises(ValueError, match="temperature 1, and no sample weights"):
+            loo(posterior, *regression)
+
+
 def test_the_evidence_is_saved(model, regression, tmp_path) -> None:
     posterior = bnn.fit(model, regression, bnn.MeanField(epochs=1), compile="eager", progress=False)
     posterior.save(tmp_path / "run")
     assert bnn.load(tmp_path / "run", model).evidence == posterior.evidence
-
-
-def test_a_bound_leaves_batch_statistics_alone() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-    model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0))
-    x = torch.randn(20, 3)
-    posterior = bnn.fit(model, (x, x[:, :1]), bnn.MeanField(epochs=3, batch_size=10), compile="eager", progress=False)
-    assert int(posterior.state["1.num_batches_tracked"]) == 6
 
 
 def exact_loo(x: Tensor, y: Tensor) -> float:

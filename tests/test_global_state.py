@@ -56,6 +56,23 @@ METHODS = {
     "autoguide": (bnn.Variational(guide=AutoNormal, epochs=2), "hierarchical"),
     "autoguide, points": (bnn.Variational(guide=AutoLowRankMultivariateNormal, epochs=2), "points"),
     "function guide": (bnn.Variational(guide=user_guide, epochs=2), "partly"),
+    "full rank": (bnn.FullRank(epochs=2), "plain"),
+    "flow": (bnn.Flow(epochs=2), "plain"),
+    "ivon": (bnn.IVON(epochs=2), "plain"),
+    "laplace": (bnn.Laplace(of=bnn.MAP(epochs=2), covariance="full"), "hierarchical"),
+    "last layer": (bnn.LastLayer(of=bnn.MAP(epochs=2)), "plain"),
+    "vbll": (bnn.VBLL(epochs=2), "plain"),
+    "ensemble": (bnn.Ensemble(members=2, of=bnn.MAP(epochs=2)), "points"),
+    "mc dropout": (bnn.MCDropout(epochs=2), "plain"),
+}
+
+
+SAMPLERS = {
+    "nuts": bnn.NUTS(chains=2, warmup=2, num_samples=2, max_depth=3),
+    "hmc, from the network": bnn.HMC(chains=2, warmup=2, num_samples=2, max_steps=4, init="net"),
+    "chees": bnn.ChEES(chains=2, warmup=2, num_samples=2, max_steps=4),
+    "sgld": bnn.SGLD(chains=2, warmup=2, num_samples=2),
+    "svgd": bnn.SVGD(particles=3, epochs=2),
 }
 
 
@@ -185,6 +202,22 @@ class Rows(Dataset):
 
     def __getitem__(self, i):
         return self.x[i], self.y[i]
+
+
+@pytest.mark.parametrize("loader", [False, True], ids=["arrays", "a shuffled loader"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_move_nothing(name, loader):
+    """They hold batch statistics fixed, so that their network has none."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model = bnn.BNN(net, Normal(1.0), Gaussian())
+    x = torch.randn(20, 3)
+    data = (x, x[:, :1])
+    if loader:
+        data = DataLoader(torch.utils.data.TensorDataset(*data), batch_size=7, shuffle=True)
+    before = world(), snapshot(net)
+    bnn.fit(model, data, SAMPLERS[name], compile="graph", progress=False)
+    assert same(before[0], world())
+    assert same(before[1], snapshot(net))
 
 
 @pytest.mark.parametrize("make", [Rows, lambda x, y: DataLoader(Rows(x, y), batch_size=8)], ids=["Dataset", "loader"])

@@ -278,6 +278,40 @@ def test_ctrl_c_keeps_the_draws_that_every_chain_has(model, regression, monkeypa
     assert posterior.approximation.shape == (2, 5)
 
 
+def test_ctrl_c_while_a_draw_is_written_leaves_no_empty_one(model, regression, monkeypatch) -> None:
+    from bnn.inference.store import DrawStore
+
+    append, calls = DrawStore.append_to, []
+
+    def interrupting(self, chain, draw):
+        calls.append(chain)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        append(self, chain, draw)
+
+    monkeypatch.setattr(DrawStore, "append_to", interrupting)
+    method = bnn.HMC(chains=1, warmup=2, num_samples=10, max_steps=5)
+    posterior = bnn.fit(model, regression, method, compile="graph", progress=False)
+    assert posterior.approximation.shape == (1, 3)
+    assert (chains_of(posterior) != 0).all()
+
+
+def test_instance_norm_is_no_batch_statistic_and_half_precision_is_refused(regression) -> None:
+    conv = nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.InstanceNorm1d(2), nn.Flatten(), nn.Linear(4, 1)
+    )
+    method = bnn.HMC(chains=1, warmup=0, num_samples=1, max_steps=2)
+    instance = bnn.BNN(conv, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0))
+    assert bnn.fit(instance, regression, method, compile="eager", progress=False).num_draws == 1
+    half = bnn.BNN(nn.Linear(3, 1).bfloat16(), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0))
+    with pytest.raises(ValueError, match="single or double precision"):
+        bnn.fit(half, regression, method, compile="eager", progress=False)
+    with pytest.raises(ValueError, match="takes no validation"):
+        bnn.fit(instance, regression, method, validation=regression, progress=False)
+    with pytest.raises(ValueError, match="no epochs"):
+        bnn.fit(instance, regression, method, callbacks=[print], progress=False)
+
+
 def test_ctrl_c_during_the_warm_up_is_passed_on(model, regression, monkeypatch) -> None:
     from bnn.inference.mcmc.record import Record
 

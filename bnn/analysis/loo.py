@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ class LeaveOneOut(NamedTuple):
     se: float
     #: Effective number of parameters: how much better the rows are predicted with themselves among the data.
     p: float
-    #: The share of rows whose Pareto k is above 0.7: their terms, and so `elpd`, are not to be trusted.
+    #: The share of rows whose Pareto k is above ``min(1 - 1 / log10(draws), 0.7)``: their terms, and so `elpd`, are not
+    #: to be trusted.
     bad: float
 
 
@@ -40,7 +42,7 @@ def loo(posterior: Posterior, x: Any, y: Any, *, num: int | None = None, seed: i
         seed: Of the draws.
 
     Raises:
-        ValueError: Fewer than 100 draws.
+        ValueError: Fewer than 100 draws, a temperature other than 1, sample weights.
     """
     import arviz_stats
 
@@ -49,7 +51,12 @@ def loo(posterior: Posterior, x: Any, y: Any, *, num: int | None = None, seed: i
     count = have if num is None else num
     if count is None or count < 100:
         raise ValueError(f"leave-one-out reweights draws, of which {count} are too few: 100 at least")
+    settings = [posterior.settings, posterior.settings.get("of")]
+    tempered = any(isinstance(part, dict) and part.get("temperature", 1.0) != 1 for part in settings)
+    if posterior.settings.get("weighted") or tempered:
+        raise ValueError("leave-one-out needs the posterior itself: temperature 1, and no sample weights")
     tree = to_arviz(posterior, x, y, num=num, seed=seed)
     found = arviz_stats.loo(tree, pointwise=True)  # type: ignore[attr-defined]
     k = np.asarray(found.pareto_k)
-    return LeaveOneOut(float(found.elpd), float(found.se), float(found.p), float((k > 0.7).mean()))
+    good = min(1 - 1 / math.log10(count), 0.7)  # Vehtari et al. (2024), arXiv:1507.02646, equation 13
+    return LeaveOneOut(float(found.elpd), float(found.se), float(found.p), float((k > good).mean()))

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
-
 from bnn.data import Data, as_source
+from bnn.forward import depends_on_mode
 from bnn.inference.base import Method, Run
 from bnn.inference.ensemble import Ensemble
 from bnn.inference.map import MAP
@@ -66,7 +63,7 @@ def choose(model: BNN, rows: int, run: Run) -> tuple[Method, str]:
 def _no_density(model: BNN, run: Run) -> str | None:
     """Why there is no density to sample from, in words; None where there is one."""
     points = [site.name for site in model.sites().points]
-    kinds = [type(module).__name__ for module in model.net.modules() if _is_random(module)]
+    kinds = depends_on_mode(model.net)
     if points:
         return f"{points[0]} is a point without a prior"
     if run.weight is not None:
@@ -74,8 +71,3 @@ def _no_density(model: BNN, run: Run) -> str | None:
     if run.validation is not None or run.callbacks:
         return "held-out rows and callbacks go with training"
     return f"the network has {kinds[0]}" if kinds else None
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Whether a module gives one row different outputs in training: by dropout, or by the other rows of its batch."""
-    return isinstance(module, _NormBase) or (isinstance(module, _DropoutNd) and module.p > 0)

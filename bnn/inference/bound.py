@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from bnn.data import Source
+from bnn.forward import depends_on_mode
 from bnn.inference.objective import Objective
 
-#: Evaluations over which the bound is averaged, at least, and one epoch at least.
+#: Evaluations over which the bound is averaged, at least, and two epochs at least.
 _EVALUATIONS = 64
+
+
+def is_bound(objective: Objective) -> bool:
+    """Whether the loss bounds the evidence of the model that predicts.
+
+    Not where points are learned, at whose best values it would be; nor under dropout or batch statistics, since it is
+    taken in training mode and predictions are not.
+    """
+    return objective.bound and not objective.points.size and not depends_on_mode(objective.model.net)
 
 
 def elbo(objective: Objective, params: Mapping[str, Tensor], source: Source) -> dict[str, float | str]:
@@ -27,13 +37,14 @@ def elbo(objective: Objective, params: Mapping[str, Tensor], source: Source) -> 
         source: The data.
 
     Returns:
-        ``kind`` ("elbo"), ``value`` and ``se``, the standard error of `value` over epochs (0 of a single one).
+        ``kind`` ("elbo"), ``value`` and ``se``, the standard error of `value` over epochs.
     """
     kept = {name: p.detach().clone() for name, p in objective.named_parameters()}
     state = {name: value.clone() for name, value in objective.state.items()}
     _put(objective, params)
-    epochs, evaluations = [], 0
-    while evaluations < _EVALUATIONS:
+    epochs: list[float] = []
+    evaluations = 0
+    while evaluations < _EVALUATIONS or len(epochs) < 2:
         total = weight = 0.0
         for batch in source.batches():
             size = len(batch.y)
@@ -44,7 +55,7 @@ def elbo(objective: Objective, params: Mapping[str, Tensor], source: Source) -> 
         objective.state = {name: value.clone() for name, value in state.items()}
     _put(objective, kept)
     values = torch.tensor(epochs, dtype=torch.float64)
-    se = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    se = float(values.std()) / math.sqrt(len(values))
     return {"kind": "elbo", "value": float(values.mean()), "se": se}
 
 

@@ -18,7 +18,7 @@ from bnn.capture import Backend
 from bnn.data import Batch, Data, Source, as_source
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
-from bnn.inference.bound import elbo
+from bnn.inference.bound import elbo, is_bound
 from bnn.inference.objective import Objective
 from bnn.inputs import row_shapes
 from bnn.model import BNN
@@ -76,15 +76,15 @@ def optimise(
         fit = _Fit(method, objective, adapt(source, objective), validation, run)
         fit.run_epochs()
         answer = fit.answer()
-        honest = objective.bound and method.temperature == 1 and run.weight is None and fit.history.epochs > 0
-        evidence = {"evidence": elbo(objective, answer, fit.source)} if honest else {}
+        wanted = method.temperature == 1 and run.weight is None and not fit.history.interrupted
+        evidence = {"evidence": elbo(objective, answer, fit.source)} if wanted and is_bound(objective) else {}
     history = fit.history
     history.seconds = time.perf_counter() - started
     history.backend = " + ".join(dict.fromkeys(objective.backends))
     history.notes = list(objective.notes)
     posterior = objective.posterior(answer)
     posterior.history = history
-    posterior.settings |= {"seed": run.seed, "compile": history.backend, **evidence}
+    posterior.settings |= {"seed": run.seed, "compile": history.backend, "weighted": run.weight is not None, **evidence}
     return posterior
 
 

@@ -62,7 +62,8 @@ def starts(method: IterativeMethod, model: BNN, layout: Layout, num: int) -> Ten
     init = method.init
     if not isinstance(init, Posterior):
         return torch.stack([method.start(model, layout) for _ in range(num)])
-    known = init.draws(num if init.num_draws is None else min(num, init.num_draws))
+    seed = int(torch.randint(2**62, ()))  # from the state of the fit: other seeds start elsewhere
+    known = init.draws(num if init.num_draws is None else min(num, init.num_draws), seed)
     missing = [name for name in layout.names if name not in known]
     if missing:
         raise ValueError(f"the posterior to start from does not know {missing}")

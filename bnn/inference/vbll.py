@@ -66,7 +66,6 @@ class VBLLLoss(Objective):
     """The negative evidence lower bound of the last layer, and the negative log prior of the rest, per datum."""
 
     method: VBLL
-    bound = True
 
     def initial(self) -> dict[str, Tensor]:
         """Features and means at the start, narrow covariances, hyper-parameters at the median of their prior."""

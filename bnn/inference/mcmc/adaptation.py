@@ -131,7 +131,7 @@ def _welford(state: State, q: Tensor) -> State:
 
 
 def _new_mass(state: State) -> State:
-    """The window's variances, shrunk a little towards 1e-3 (as in Stan); the step size is sought anew."""
+    """The window's variances, shrunk a little towards 1e-3 (as in Stan); dual averaging starts again."""
     n = state["window_count"]
     variance = state["window_squares"] / (n - 1).clamp(min=1)
     return {

@@ -64,9 +64,8 @@ class ChEES(MCMC):
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Sample; see `bnn.fit`. Ctrl-C keeps the draws that there are."""
         started = time.perf_counter()
-        target = Target(self, model, data, run)
-        seed = other_seed(run.seed, "fit")
-        with isolated(seed, model.like.device):
+        with isolated(other_seed(run.seed, "fit"), model.like.device):
+            target = Target(self, model, data, run)
             batch = _Batch(self, target, run, target.starts(self.chains))
             batch.run()
         backend = " + ".join(dict.fromkeys(batch.leap.backends + batch.finish.backends))

@@ -58,11 +58,11 @@ class Record:
     def add(self, chain: int, draw: Tensor, statistics: Tensor) -> None:
         """The next draw ``(D,)`` of a chain and its statistics, ``(names,)``; what is not kept is dropped."""
         index = self.counts[chain] - self.warmup
-        self.counts[chain] += 1
         place, left = divmod(index + 1, self.keep_every)
         if index >= 0 and not left and place <= self.num_samples:
-            self._store.append_to(chain, draw)
             self._statistics[:, chain, place - 1] = statistics
+            self._store.append_to(chain, draw)
+        self.counts[chain] += 1  # last: what Ctrl-C leaves half-written does not count
 
     def posterior(self, method: Method, model: BNN, run: Run, history: History) -> Posterior:
         """The draws that every chain has.

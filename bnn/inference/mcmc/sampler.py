@@ -65,9 +65,8 @@ class MCMC(IterativeMethod):
 def sample(method: MCMC, trajectory: Trajectory, model: BNN, data: Data, run: Run) -> Posterior:
     """Run all chains; see `bnn.fit`. Ctrl-C keeps the draws that every chain has."""
     started = time.perf_counter()
-    target = Target(method, model, data, run)
-    seed = other_seed(run.seed, "fit")
-    with isolated(seed, model.like.device):
+    with isolated(other_seed(run.seed, "fit"), model.like.device):
+        target = Target(method, model, data, run)
         chains = _Chains(method, trajectory, target, run, target.starts(method.chains))
         chains.run()
     backend = " + ".join(dict.fromkeys(chains.program.backends))
@@ -178,5 +177,6 @@ def first_step_size(q: Tensor, potential: Potential) -> Tensor:
         step = torch.where(moving, step * growth, step)
         moving = moving & ((change(step) > _HALF) == good)
         if not bool(moving.any()):
-            break
-    return step
+            # The last size was the first on the other side: of two neighbours the one that is accepted more often.
+            return torch.where(good, step / 2, step)
+    raise ValueError("no step size suits where a chain starts: try init='net', or inputs and targets of unit scale")

@@ -79,7 +79,7 @@ def _pooled(old: State, q: Tensor) -> State:
 
 
 def _new_mass(changed: State, old: State) -> State:
-    """The pooled variances of the window, shrunk as one chain's are; step size and length are sought anew."""
+    """The pooled variances of the window, shrunk as one chain's are; dual averaging begins anew, the length goes on."""
     n = changed["window_count"][:, None]
     variance = changed["window_squares"] / (n - 1).clamp(min=1)
     return {

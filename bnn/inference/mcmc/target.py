@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn.data import Batch, Data, as_source
 from bnn.inference.base import IterativeMethod, Run
@@ -54,6 +54,10 @@ class Target:
         #: What the density depends on besides the point: arguments of a captured program.
         self.tensors = [*self.objective.state.values(), self.objective.temperature, *self.batch.leaves]
         self.size = self.objective.latents.size
+        if self.objective.latents.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name} needs single or double precision, not {self.objective.latents.dtype}: net.float()"
+            )
         if not self.size:
             raise ValueError("no parameter has a prior: there is nothing to sample")
 
@@ -78,7 +82,7 @@ class Target:
     def starts(self, chains: int) -> Tensor:
         """Where the chains start, ``(chains, D)``: apart from each other, so that R-hat can tell."""
         q = starts(self.method, self.objective.model, self.objective.latents, chains)
-        if self.method.init == "net":
+        if self.method.init == "net" or bool((q[:1] == q).all(1).sum() > 1):
             q = q + 0.1 * torch.randn_like(q)
         return q
 
@@ -100,7 +104,7 @@ def refuse_what_is_no_density(model: BNN, weight: Any, method: str) -> None:
     if weight is not None:
         raise ValueError(f"{method} samples a density, and weight= makes training weights of rows: leave it out")
     for name, module in model.net.named_modules():
-        if not isinstance(module, _NormBase):
+        if not isinstance(module, _BatchNorm):
             continue
         if not module.track_running_stats:
             raise ValueError(
