@@ -11,18 +11,15 @@ epochs, set-up included.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import parser, ratios, write
 from torch import nn
 
 import bnn
@@ -72,7 +69,7 @@ def measure(backend: str, members: int, rounds: int) -> dict[str, Any]:
     for fit in (together, alone):
         seconds(fit, 3)  # warm
     times = [(seconds(together, ROUND), seconds(alone, ROUND * members)) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in times)
+    ratio, quartiles = ratios(*zip(*times, strict=True))
     epoch, epoch_in_turn = (statistics.median(t[i] for t in times) / ROUND for i in (0, 1))
     setup_in_turn = first + (members - 1) * further
     return {
@@ -80,8 +77,8 @@ def measure(backend: str, members: int, rounds: int) -> dict[str, Any]:
         "members": members,
         "epoch_ms": epoch * 1e3,
         "epoch_in_turn_ms": epoch_in_turn * 1e3,
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+        "ratio": ratio,
+        "ratio_quartiles": quartiles,
         "setup_s": setup,
         "setup_in_turn_s": setup_in_turn,
         "setup_first_s": first,
@@ -123,29 +120,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--members", type=int, default=10)
-    parser.add_argument("--backends", default="graph,inductor")
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/ensemble.json"))
-    options = parser.parse_args()
+    options_of = parser(__doc__, 15, "runs/benchmarks/ensemble.json")
+    options_of.add_argument("--members", type=int, default=10)
+    options_of.add_argument("--backends", default="graph,inductor")
+    options = options_of.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
     rows = []
     for backend in options.backends.split(","):
         rows.append(measure(backend, options.members, options.rounds))
         print(table(rows[-1:]), flush=True)
-    machine = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
-    print(f"\n{machine}\nwritten to {options.json}")
+    write(options, rows)
 
 
 if __name__ == "__main__":

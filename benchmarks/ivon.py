@@ -9,21 +9,18 @@ rounds of (contender / base in the same round), for two bases: the plain loop, a
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import pyro
 import torch
+from common import parser, ratios, write
 from torch import Tensor, nn
 
 import bnn
@@ -96,9 +93,7 @@ def measure(rounds: int, backend: str) -> list[dict[str, Any]]:
     for name, own in times.items():
         row: dict[str, Any] = {"contender": name, "step_ms": statistics.median(own)}
         for what, base in (("to_plain", "plain PyTorch, Adam"), ("to_map", f"MAP {backend}")):
-            ratios = sorted(a / b for a, b in zip(own, times[base], strict=True))
-            row[what] = statistics.median(ratios)
-            row[f"{what}_quartiles"] = [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
+            row[what], row[f"{what}_quartiles"] = ratios(own, times[base])
         rows.append(row)
     return rows
 
@@ -115,27 +110,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--backend", default="inductor")
-    parser.add_argument("--json", type=Path, default=Path("docs/measurements/ivon.json"))
-    options = parser.parse_args()
+    options_of = parser(__doc__, 15, "docs/measurements/ivon.json")
+    options_of.add_argument("--backend", default="inductor")
+    options = options_of.parse_args()
     torch.set_num_threads(options.threads)
     pyro.enable_validation(False)
     warnings.simplefilter("ignore")
     rows = measure(options.rounds, options.backend)
     print(table(rows), flush=True)
-    machine = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
-    print(f"\n{machine}\nwritten to {options.json}")
+    write(options, rows)
 
 
 if __name__ == "__main__":

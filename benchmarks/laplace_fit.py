@@ -10,10 +10,6 @@ laplace-torch's in the same round). laplace-torch runs with its defaults, on bat
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
 import warnings
@@ -21,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import parser, ratios, write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -120,15 +116,15 @@ def measure(work: Work, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for what in ("fit", "predict") if work.new else ("fit",):
         own, other = times[what, "bnn"], times[what, "laplace-torch"]
-        ratios = sorted(a / b for a, b in zip(own, other, strict=True))
+        ratio, quartiles = ratios(own, other)
         rows.append(
             {
                 "work": work.name,
                 "what": what,
                 "bnn_ms": statistics.median(own) * 1e3,
                 "laplace_torch_ms": statistics.median(other) * 1e3,
-                "ratio": statistics.median(ratios),
-                "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+                "ratio": ratio,
+                "ratio_quartiles": quartiles,
             }
         )
     return rows
@@ -146,28 +142,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--nets", default=",".join(WORK))
-    parser.add_argument("--json", type=Path, default=Path("docs/measurements/laplace.json"))
-    options = parser.parse_args()
+    options_of = parser(__doc__, 9, "docs/measurements/laplace.json")
+    options_of.add_argument("--nets", default=",".join(WORK))
+    options = options_of.parse_args()
     torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []
     for name in options.nets.split(","):
         rows += measure(WORK[name], options.rounds)
         print(table([row for row in rows if row["work"] == WORK[name].name]), flush=True)
-    machine = {
-        "torch": torch.__version__,
-        "laplace-torch": version("laplace-torch"),
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
-    print(f"\n{machine}\nwritten to {options.json}")
+    write(options, rows, **{"laplace-torch": version("laplace-torch")})
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ are taken with inductor's caches off.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import pyro
 import torch
+from common import parser, ratios, write
 from pyro import distributions as dist
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
@@ -194,14 +191,14 @@ def measure(work: Work, rounds: int) -> list[dict[str, Any]]:
     base, svi = times["plain PyTorch"], times["Pyro SVI(AutoNormal)"]
     rows = []
     for name, own in times.items():
-        ratios = sorted(a / b for a, b in zip(own, base, strict=True))
+        ratio, quartiles = ratios(own, base)
         rows.append(
             {
                 "work": work.name,
                 "contender": name,
                 "step_ms": statistics.median(own),
-                "to_plain": statistics.median(ratios),
-                "to_plain_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+                "to_plain": ratio,
+                "to_plain_quartiles": quartiles,
                 "faster_than_pyro": statistics.median(b / a for a, b in zip(own, svi, strict=True)),
                 "setup_s": setup[name],
             }
@@ -225,12 +222,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--nets", default=",".join(WORK))
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/step.json"))
-    options = parser.parse_args()
+    options_of = parser(__doc__, 15, "runs/benchmarks/step.json")
+    options_of.add_argument("--nets", default=",".join(WORK))
+    options = options_of.parse_args()
     torch.set_num_threads(options.threads)
     dist.enable_validation(False)  # Pyro at its fastest
     pyro.enable_validation(False)
@@ -239,17 +233,7 @@ def main() -> None:
     for name in options.nets.split(","):
         rows += measure(WORK[name], options.rounds)
         print(table(rows[-len(CONTENDERS) :]), flush=True)
-    machine = {
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": options.threads,
-        "rounds": options.rounds,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
-    print(f"\n{machine}\nwritten to {options.json}")
+    write(options, rows, pyro=pyro.__version__)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ from bnn.random import isolated, other_seed
 _STATISTICS = ["acceptance_rate", "n_steps", "diverging", "energy", "lp", "step_size"]
 #: Leapfrog steps of the first trajectory.
 _FIRST_STEPS = 10
-#: Leapfrog steps a draw that the choice of the backend reckons with.
-_STEPS_A_DRAW = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class _Batch:
         q, g, u = (self.state[name] for name in ("q", "g", "u"))
         calls, packed = self.record.total, self.packing.pack(self.state)
         fixed = [self.state["step"].contiguous(), self.state["inverse_mass"], *target.tensors]
-        self.leap.prepare(q, q, g, u, *fixed, calls=calls * _STEPS_A_DRAW)
+        self.leap.prepare(q, q, g, u, *fixed, calls=calls * min(100, method.max_steps))
         self.finish.prepare(q, q, g, u, q, u, *packed, calls=calls)
 
     def _begin(self, q: Tensor) -> State:

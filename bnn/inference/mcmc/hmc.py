@@ -25,6 +25,11 @@ class RandomLength(Trajectory):
     length: float
     max_steps: int
 
+    @property
+    def usual_steps(self) -> int:
+        """As many as a network usually needs, if it may."""
+        return min(100, self.max_steps)
+
     def begin(self, point: State, step: Tensor, uniform: Tensor) -> State:
         """The number of steps to make, and the draw if the end is not accepted."""
         steps = (2 * self.length * uniform[0] / step).ceil().clamp(1, self.max_steps)

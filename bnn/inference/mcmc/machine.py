@@ -57,6 +57,11 @@ class Leaf:
 class Trajectory(ABC):
     """A rule that says where a trajectory goes next, when it is complete, and which of its points is the draw."""
 
+    @property
+    @abstractmethod
+    def usual_steps(self) -> int:
+        """Leapfrog steps of a trajectory that the choice of the backend reckons with: networks need hundreds."""
+
     @abstractmethod
     def begin(self, point: State, step: Tensor, uniform: Tensor) -> State:
         """What the rule keeps of a new trajectory; ``sign`` among it, the direction in time to go on in.

@@ -24,6 +24,11 @@ class Doubling(Trajectory):
 
     max_depth: int
 
+    @property
+    def usual_steps(self) -> int:
+        """A quarter of the longest tree."""
+        return max(1, 2**self.max_depth // 4)
+
     def begin(self, point: State, step: Tensor, uniform: Tensor) -> State:
         """A tree of one leaf, and an empty subtree beside it."""
         q, p, g, u = (point[name] for name in ("q", "p", "g", "u"))

@@ -23,8 +23,6 @@ from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.random import isolated, other_seed
 
-#: Leapfrog steps a draw that the choice of the backend reckons with.
-_STEPS_A_DRAW = 30
 #: log 1/2, and how many times a first step size is doubled or halved at most.
 _HALF, _STEP_SIZES = math.log(0.5), 50
 
@@ -94,7 +92,7 @@ class _Chains:
             keep_every=method.keep_every,
         )
         self.program = Captured(self._advance, run.compile, f"the {type(method).__name__} step of this network")
-        calls = self.record.total * _STEPS_A_DRAW
+        calls = self.record.total * trajectory.usual_steps
         self.program.prepare(*self.packing.pack(self.state), *target.tensors, calls=calls)
 
     def _begin(self, q: Tensor, potential: Potential) -> State:
