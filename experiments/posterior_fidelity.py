@@ -220,9 +220,17 @@ def figure(data: Set, result: dict[str, Any], predictions: dict[str, bnn.Predict
     fig = plt.figure(figsize=(12, 4 + 2.1 * height), layout="constrained")
     spec = fig.add_gridspec(1 + height, columns, height_ratios=[1.8] + [1] * height)
     cost = fig.add_subplot(spec[0, :])
-    for name, row in result["rows"].items():
+    ordered = sorted(result["rows"].items(), key=lambda item: item[1]["seconds"])
+    for place, (name, row) in enumerate(ordered):
         cost.plot(row["seconds"], row["tv"], "o", color="C0")
-        cost.annotate(name, (row["seconds"], row["tv"]), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        cost.annotate(
+            name,
+            (row["seconds"], row["tv"]),
+            xytext=(4, (4, -11, 13)[place % 3]),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    cost.margins(0.1, 0.15)
     cost.set(xscale="log", yscale="log", xlabel="seconds of the fit", ylabel="total variation from NUTS")
     cost.set_title(f"{data.name}: what a method costs, and how far it is from the posterior")
     for place, (name, pred) in enumerate(list(predictions.items())[1:] if panels else []):
@@ -250,11 +258,9 @@ def main() -> None:
     warnings.simplefilter("error", CaptureWarning)  # a method that fell back to eager would be timed unfairly
     config.out.mkdir(parents=True, exist_ok=True)
     sets = [curve()] if "curve" in arguments.sets else []
-    if "yacht" not in arguments.sets:
-        pass
-    elif (config.data_dir / "uci" / "yacht.npz").exists():
+    if "yacht" in arguments.sets and (config.data_dir / "uci" / "yacht.npz").exists():
         sets.append(yacht(config.data_dir))
-    else:
+    elif "yacht" in arguments.sets:
         print(f"no yacht.npz in {config.data_dir}/uci: the curve alone (--data-dir says where the sets are)")
     results = {}
     for data in sets:

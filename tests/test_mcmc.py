@@ -344,8 +344,10 @@ def test_chains_start_apart_and_from_a_posterior(model, regression) -> None:
     assert (near - near.mean(0)).abs().max() < 1
     fitted = bnn.fit(model, regression, bnn.MeanField(epochs=2), compile="eager", progress=False)
     warm = target.Target(bnn.NUTS(init=fitted), model, regression, Run(seed=0)).starts(3)
-    values = fitted.draws(3)
-    assert torch.equal(warm[1][:12], values["0.weight"][1].flatten())
+    tensors = fitted.approximation.tensors()
+    # Draws of that Gaussian: 6 deviations hold all of these numbers but with a probability of 1e-7.
+    assert ((warm - tensors["loc"]).abs() < 6 * tensors["log_scale"].exp()).all()
+    assert (warm[0] - warm[1]).abs().min() > 0
 
 
 def test_what_is_no_density_is_refused_in_words(model, regression) -> None:
