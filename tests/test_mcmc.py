@@ -324,7 +324,6 @@ def test_ctrl_c_during_the_warm_up_is_passed_on(model, regression, monkeypatch) 
 
 
 def test_keep_every_thins(model, regression) -> None:
-    settings = {"chains": 2, "warmup": 3, "seed": 0}
     fits = [
         bnn.fit(
             model, regression, bnn.HMC(chains=2, warmup=3, num_samples=n, keep_every=k), compile="graph", progress=False
@@ -332,7 +331,7 @@ def test_keep_every_thins(model, regression) -> None:
         for n, k in ((9, 1), (3, 3))
     ]
     every, third = (chains_of(fit) for fit in fits)
-    assert settings["chains"] == len(third)
+    assert len(third) == 2
     assert torch.equal(third, every[:, 2::3])
 
 

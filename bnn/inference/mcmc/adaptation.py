@@ -9,6 +9,16 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
+
+def chosen(condition: Tensor, new: State, old: State) -> State:
+    """``new`` where the condition holds, else ``old``, entry by entry; one a chain holds for all of its numbers."""
+
+    def along(value: Tensor) -> Tensor:
+        return condition[:, None] if condition.dim() == 1 and value.dim() == 2 else condition
+
+    return {name: torch.where(along(value), value, old[name]) for name, value in new.items()}
+
+
 # Hoffman and Gelman (2014), section 3.2.1: how fast the step size forgets, and how strongly it is pulled.
 _SHRINKAGE, _SLOWNESS, _FORGETTING = 0.05, 10.0, 0.75
 
@@ -87,11 +97,11 @@ class Adaptation:
         t = state["count"].clamp(max=self.warmup - 1)
         adapting, final = state["count"] < self.warmup, state["count"] == self.warmup - 1
         new = {**state, **dual_averaging(state, acceptance, self.target_accept)}
-        new = {**new, **_where(counted[t], _welford(state, q), new)}
+        new = {**new, **chosen(counted[t], _welford(state, q), new)}
         at_end = ends[t]
-        new = {**new, **_where(at_end, _new_mass(new), new)}
+        new = {**new, **chosen(at_end, _new_mass(new), new)}
         step = torch.where(final, new["log_step_average"], new["log_step"]).exp()
-        new = _where(adapting, {**new, "step": step}, state)
+        new = chosen(adapting, {**new, "step": step}, state)
         return {**new, "count": state["count"] + 1}
 
 
@@ -141,7 +151,3 @@ def _new_mass(state: State) -> State:
         "window_squares": torch.zeros_like(variance),
         "window_count": torch.zeros_like(n),
     }
-
-
-def _where(condition: Tensor, new: State, old: State) -> State:
-    return {name: torch.where(condition, value, old[name]) for name, value in new.items()}

@@ -13,8 +13,8 @@ from bnn.capture import Captured
 from bnn.data import Data
 from bnn.history import History
 from bnn.inference.base import Run
-from bnn.inference.mcmc.adaptation import averaging
-from bnn.inference.mcmc.machine import DIVERGENCE, State, kinetic, leapfrog
+from bnn.inference.mcmc.adaptation import State, averaging, chosen
+from bnn.inference.mcmc.machine import DIVERGENCE, kinetic, leapfrog
 from bnn.inference.mcmc.packing import Packing
 from bnn.inference.mcmc.record import Record
 from bnn.inference.mcmc.sampler import MCMC, first_step_size
@@ -156,10 +156,7 @@ class _Batch:
         longest = self.method.max_steps * changed["step"]
         changed["log_length"] = changed["log_length"].exp().clamp(min=changed["step"], max=longest).log()
         adapting = old["count"] < self.method.warmup
-        return new | {
-            name: torch.where(adapting if value.dim() == 1 else adapting[:, None], value, old[name])
-            for name, value in changed.items()
-        }
+        return new | chosen(adapting, changed, old)
 
     def run(self) -> None:
         """Until every chain has its draws, or Ctrl-C."""

@@ -16,19 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn.inference.mcmc.adaptation import Adaptation
+from bnn.inference.mcmc.adaptation import Adaptation, State, chosen
 
-State = dict[str, Tensor]
 #: From a point to its gradient and its potential energy, the negative log density.
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: An energy error above which a trajectory is given up as divergent (as in Stan).
 DIVERGENCE = 1000.0
-
-
-def chosen(condition: Tensor, new: State, old: State) -> State:
-    """``new`` where the condition holds, else ``old``, entry by entry."""
-    return {name: torch.where(condition, value, old[name]) for name, value in new.items()}
 
 
 def leapfrog(potential: Potential, q: Tensor, p: Tensor, g: Tensor, step: Tensor, inverse_mass: Tensor) -> State:

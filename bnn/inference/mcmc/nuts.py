@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn.inference.mcmc.machine import Leaf, State, Trajectory, chosen
+from bnn.inference.mcmc.adaptation import State, chosen
+from bnn.inference.mcmc.machine import Leaf, Trajectory
 
 
 @dataclass(frozen=True)

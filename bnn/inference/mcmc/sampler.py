@@ -14,8 +14,8 @@ from bnn.capture import Captured
 from bnn.data import Data
 from bnn.history import History
 from bnn.inference.base import Init, IterativeMethod, Run
-from bnn.inference.mcmc.adaptation import Adaptation
-from bnn.inference.mcmc.machine import Machine, Potential, State, Trajectory, kinetic, leapfrog
+from bnn.inference.mcmc.adaptation import Adaptation, State
+from bnn.inference.mcmc.machine import Machine, Potential, Trajectory, kinetic, leapfrog
 from bnn.inference.mcmc.packing import Packing
 from bnn.inference.mcmc.record import Record
 from bnn.inference.mcmc.target import Target

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnn.inference.mcmc.adaptation import averaging, dual_averaging, windows
-from bnn.inference.mcmc.machine import State
+from bnn.inference.mcmc.adaptation import State, averaging, chosen, dual_averaging, windows
 
 # Adam on the logarithm of the trajectory length (Hoffman et al. 2021, section 4).
 _LR, _DECAY, _SQUARE_DECAY = 0.025, 0.9, 0.95
@@ -33,9 +32,9 @@ def adapted(old: State, end: State, warmup: int, target: float) -> State:
     changed = {**dual_averaging(old, harmonic, target), **_length(old, end)}
     counted, ends = (torch.tensor(flags, device=harmonic.device) for flags in windows(warmup))
     t = old["count"].long().clamp(max=warmup - 1)
-    changed |= _chosen(counted[t], _pooled(old, end["draw"]), old)
+    changed |= chosen(counted[t], _pooled(old, end["draw"]), old)
     changed = {"inverse_mass": old["inverse_mass"], "pull": old["pull"], **changed}
-    changed = _chosen(ends[t], {**changed, **_new_mass(changed, old)}, changed)
+    changed = chosen(ends[t], {**changed, **_new_mass(changed, old)}, changed)
     final = t == warmup - 1
     changed["log_length"] = torch.where(final, changed["log_length_average"], changed["log_length"])
     changed["step"] = torch.where(final, changed["log_step_average"], changed["log_step"]).exp()
@@ -88,12 +87,4 @@ def _new_mass(changed: State, old: State) -> State:
         "window_mean": torch.zeros_like(variance),
         "window_squares": torch.zeros_like(variance),
         "window_count": torch.zeros_like(old["window_count"]),
-    }
-
-
-def _chosen(condition: Tensor, new: State, old: State) -> State:
-    """``new`` where the condition ``(chains,)`` holds, else ``old``."""
-    return {
-        name: torch.where(condition if value.dim() == 1 else condition[:, None], value, old[name])
-        for name, value in new.items()
     }
