@@ -1,7 +1,4 @@
-"""Priors over the parameters of a network.
-
-A prior is called once by the model, with all the parameters that its name pattern matched, and samples them in Pyro.
-Seeing them together, it can share a scale between them.
+"""Independent weights of one location-scale family: Gaussian, Laplace and Student's t; penalties as priors, and back.
 
 L2 and L1 penalties are priors. For a loss that is the *mean* negative log-likelihood over N rows,
 
@@ -14,50 +11,23 @@ See Bishop, Pattern Recognition and Machine Learning (2006), sections 1.2.5 and 
 
 from __future__ import annotations
 
+import functools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
-import pyro
 import torch
 from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution
 
-from bnn.distributions import cast, check_positive, expanded, fits, in_words
+from bnn.distributions import expanded
+from bnn.priors.base import check_numbers
+from bnn.priors.scaled import Gain, Scale, Scaled
 
 LossKind = Literal["mean", "sum", "mse"]
-
-
-class Prior(ABC):
-    """The prior of a group of parameters."""
-
-    @abstractmethod
-    def __call__(self, params: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-        """Sample every parameter of the group in Pyro.
-
-        Args:
-            params: ``{name: tensor}``: the network's own parameters, for their shapes, dtypes and devices.
-            group: The group's name; hyper-parameters are sampled as ``prior.GROUP.scale``.
-
-        Returns:
-            ``{name: weight}`` with the same names and shapes.
-
-        Raises:
-            ValueError: A scale or location does not fit the shape of a parameter.
-        """
-
-    @abstractmethod
-    def learned_scale(self) -> bool:
-        """Whether a scale is itself random; a joint mode over weights and scale does not exist then."""
-
-
-def fan_in(shape: torch.Size | tuple[int, ...]) -> int:
-    """Inputs that feed one unit: the product of all sizes but the first; 1 for biases and other vectors."""
-    return math.prod(shape[1:]) if len(shape) > 1 else 1
 
 
 def loss_factor(loss: LossKind, n_data: int, noise_scale: float | None, num_outputs: int) -> float:
@@ -83,21 +53,18 @@ def loss_factor(loss: LossKind, n_data: int, noise_scale: float | None, num_outp
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LocationScale(Prior):
-    """What `Normal` and `Laplace` share: a location, a scale, and how the scale follows from fan-in or a hyper-prior.
+class LocationScale(Scaled):
+    """What `Normal`, `Laplace` and `StudentT` share.
 
     Args:
-        scale: A positive number; a tensor that broadcasts against each parameter; ``"fan_in"``, for
-            ``gain / sqrt(fan_in)``; or a Pyro distribution over positive numbers, for a scale learned by the group.
-        gain: With ``scale="fan_in"``: a number, or a Pyro distribution for a learned one (its site is
-            ``prior.GROUP.scale`` too).
+        scale: See `Scaled`.
+        gain: See `Scaled`.
         loc: The centre: a number or a tensor that broadcasts.
-        centred: ``False`` samples ``NAME.z`` from the standard form and registers ``NAME = loc + scale * z`` as
-            deterministic: the same prior, with an easier geometry under a learned scale.
+        centred: See `Scaled`.
     """
 
-    scale: float | Tensor | TorchDistributionMixin | Literal["fan_in"] = 1.0
-    gain: float | TorchDistributionMixin = 1.0
+    scale: Scale = 1.0
+    gain: Gain = 1.0
     loc: float | Tensor = 0.0
     centred: bool = True
 
@@ -107,51 +74,19 @@ class LocationScale(Prior):
         """The distribution, called with a location and a scale."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, str) and self.scale != "fan_in":
-            raise ValueError(f"scale is a number, a tensor, a Pyro distribution or 'fan_in', not {self.scale!r}")
-        if isinstance(self.gain, Tensor | str):
-            raise ValueError(f"gain is a number or a Pyro distribution, not {self.gain!r}")
-        if not isinstance(self.scale, str) and (isinstance(self.gain, Distribution) or self.gain != 1.0):
-            raise ValueError("gain belongs to scale='fan_in'")
-        check_positive("scale" if self._base_scale is self.scale else "gain", self._base_scale)
+        self.check_scale()
         if not bool(torch.as_tensor(self.loc).isfinite().all()):
             raise ValueError(f"loc must be finite, not {self.loc}")
 
-    def __repr__(self) -> str:
-        changed = [f for f in fields(self) if getattr(self, f.name) is not f.default]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={in_words(getattr(self, f.name))}' for f in changed)})"
+    def law(self, name: str, shape: torch.Size, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
+        """The family at this location and scale; see `Scaled`."""
+        return expanded(self.family, loc, scale, shape)
 
-    def learned_scale(self) -> bool:
-        """Whether the scale (or the gain of a fan-in scale) has a hyper-prior."""
-        return isinstance(self._base_scale, TorchDistributionMixin)
-
-    @property
-    def _base_scale(self) -> float | Tensor | TorchDistributionMixin:
-        return self.gain if isinstance(self.scale, str) else self.scale
-
-    def __call__(self, params: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
-        """Sample the group's scale if it is learned, then every parameter; see `Prior`."""
+    def centres(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The location; see `Scaled`."""
         like = next(iter(params.values()))
-        base = self._base_scale
-        if isinstance(base, TorchDistributionMixin):
-            # One event, however many numbers: Pyro takes other dimensions for undeclared plates.
-            base = pyro.sample(f"prior.{group}.scale", cast(base.to_event(len(base.batch_shape)), like))
-        # One tensor for the whole group, so that its log-density is computed in one piece (bnn.inference.divergence).
-        scale = torch.as_tensor(base, dtype=like.dtype, device=like.device)
         loc = torch.as_tensor(self.loc, dtype=like.dtype, device=like.device)
-        return {name: self._sample(name, param, loc, scale) for name, param in params.items()}
-
-    def _sample(self, name: str, param: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        loc, scale = loc.to(param), scale.to(param)  # where the parameters of a group differ in dtype or device
-        if isinstance(self.scale, str) and (inputs := fan_in(param.shape)) > 1:
-            scale = scale / math.sqrt(inputs)
-        for what, value in (("scale", scale), ("loc", loc)):
-            _check_fits(what, value, name, param)
-        if self.centred:
-            return pyro.sample(name, expanded(self.family, loc, scale, param.shape))
-        standard = expanded(self.family, torch.zeros_like(loc), torch.ones_like(scale), param.shape)
-        z = pyro.sample(f"{name}.z", standard)
-        return pyro.deterministic(name, loc + scale * z, event_dim=param.dim())
+        return {name: loc.to(param) for name, param in params.items()}
 
     def _fixed_scale(self, conversion: str) -> float:
         if not isinstance(self.scale, int | float) or not isinstance(self.loc, int | float) or self.loc != 0:
@@ -238,14 +173,33 @@ class Laplace(LocationScale):
         return loss_factor(loss, n_data, noise_scale, num_outputs) / (n_data * self._fixed_scale("l1"))
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class StudentT(LocationScale):
+    """Independent Student-t weights: heavy tails, which let single weights be large.
+
+    -log p is the log-penalty ``(df + 1) / 2 * log(1 + w^2 / (df scale^2))``. The standard deviation is
+    ``scale * sqrt(df / (df - 2))``, and does not exist up to ``df=2``; ``df=1`` is the Cauchy distribution.
+
+    Args:
+        df: Degrees of freedom, a positive number; by keyword.
+        scale: See `Scaled`.
+        gain: See `Scaled`.
+        loc: See `LocationScale`.
+        centred: See `Scaled`.
+    """
+
+    df: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_numbers(df=self.df)
+        LocationScale.__post_init__(self)
+
+    @property
+    def family(self) -> Callable[[Tensor, Tensor], TorchDistributionMixin]:
+        """Student's t with these degrees of freedom."""
+        return functools.partial(dist.StudentT, float(self.df))
+
+
 def _check_penalty(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive, not {value}: no penalty would be an improper, flat prior")
-
-
-def _check_fits(what: str, value: Tensor, name: str, param: Tensor) -> None:
-    if not fits(value.shape, param.shape):
-        raise ValueError(
-            f"the prior's {what} has shape {tuple(value.shape)}, which does not broadcast to parameter "
-            f"{name!r} of shape {tuple(param.shape)}"
-        )
