@@ -24,6 +24,12 @@ METHODS = {
     "flipout": bnn.MeanField(estimator="flipout"),
     "autonormal": bnn.Variational(guide=pyro.infer.autoguide.AutoNormal),
 }
+#: Methods of which every kind of network takes long; those here have something of their own in several draws, or in
+#: Pyro's guide: the mapped and the unrolled ones, batch statistics, masks.
+WIDE = {
+    "mean_field, 3 draws": ["mlp", "conv", "batch norm", "dropout"],
+    "autonormal": ["mlp", "batch norm", "lstm", "shared weight"],
+}
 #: Layers whose weights noise in the activations cannot reach, by network: the rest of its parameters is reached.
 UNREACHED = {
     "layer norm": ["1."],
@@ -66,8 +72,14 @@ def evaluate(
 
 
 @pytest.mark.filterwarnings("ignore:(local|flipout) noise does not reach:UserWarning")
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, marks=[] if method not in WIDE or name in WIDE[method] else [pytest.mark.slow])
+        for method in METHODS
+        for name in NETWORKS
+    ],
+)
 def test_a_captured_step_is_the_eager_step_without_pyro(name: str, method: str) -> None:
     eager, first = objective(name, METHODS[method], "eager")
     graph, _ = objective(name, METHODS[method], "graph")
