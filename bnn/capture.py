@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnn.graph import bind_constants, simplify
+from bnn.precision import network_dtype
 from bnn.random import isolated
 
 Backend = Literal["auto", "eager", "graph", "inductor"]
@@ -96,7 +97,15 @@ class Captured:
         if self.requested == "eager":
             return self._keep("eager", eager)
         with isolated(device=device), _Count() as count:
-            eager(*[t.clone() for t in tensors])
+            try:
+                eager(*[t.clone() for t in tensors])
+            except RuntimeError as error:
+                if type(error) is not RuntimeError:  # one of ours, in words
+                    raise
+                raise RuntimeError(
+                    f"{self.what} cannot be evaluated: {_first_lines(error)} (torch.func takes its gradient; it knows "
+                    "no packed sequences, and no operation that reads a tensor's memory: see docs/networks.md)"
+                ) from error
         if count.operations > OPERATION_BUDGET:
             return self._give_up(f"one call makes {count.operations} operations, over {OPERATION_BUDGET}")
         try:
@@ -202,7 +211,7 @@ def _choose(nodes: int, values: int, calls: int | None) -> Literal["graph", "ind
 
 
 def _key(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return (*[(t.shape, t.dtype, t.device) for t in tensors], _autocast(tensors))
+    return (*[(t.shape, t.dtype, t.device) for t in tensors], _autocast(tensors), network_dtype())
 
 
 def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:

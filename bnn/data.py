@@ -152,6 +152,20 @@ class ArraySource(Source):
             yield Batch.rebuild(structure, taken)
 
 
+def numbered(source: Source) -> Source:
+    """The same data, whose batches tell which rows they are.
+
+    Raises:
+        ValueError: A loader, which does not tell.
+    """
+    if not isinstance(source, ArraySource):
+        raise ValueError("parameters for every row need to know which rows a batch has: give (x, y) in arrays")
+    whole = source.whole
+    rows = torch.arange(source.n, device=whole.y.device)
+    batch = Batch(whole.x, whole.y, rows, whole.weight)
+    return ArraySource(batch, source.batch_size, member_targets=source.member_targets)
+
+
 class LoaderSource(Source):
     """Anything that can be iterated over several times and gives ``(x, y)`` or ``(x1, x2, ..., y)``."""
 
@@ -240,8 +254,9 @@ def as_batch(x: Any, y: Any, likelihood: Likelihood, like: Tensor, weight: Any =
     for name, leaf in leaves:
         if leaf.dim() == 0 or len(leaf) != len(targets):
             raise ValueError(f"{name} has shape {tuple(leaf.shape)} but y has {len(targets)} rows")
-    for name, leaf in [*leaves, ("y", targets)]:
+    for name, leaf in leaves:
         check_finite(leaf, name)
+    likelihood.check_numbers(targets)
     if weights is not None and (weights.dim() != 1 or bool((weights < 0).any())):
         least = "" if weights.dim() != 1 else f" and its smallest number is {weights.min().item():.4g}"
         raise ValueError(f"weight is one non-negative number a row; it has shape {tuple(weights.shape)}{least}")

@@ -77,13 +77,28 @@ def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
         return False
 
 
+#: Attributes of torch's classes that say nothing about a distribution.
+_CACHES = ("_batch_shape", "_event_shape", "_cache_size", "_num_component", "_event_ndims", "_validate_args")
+
+
 def in_words(value: object) -> str:
     """A setting in words with all its numbers (of a distribution, of a tensor) and no device: equal for equal ones."""
     if isinstance(value, Distribution):
         fn = base(value)
-        numbers = ", ".join(f"{name}={in_words(getattr(fn, name))}" for name in fn.arg_constraints)
-        return f"{type(fn).__name__}({numbers})"
+        # Mixtures and transformed distributions have no numbers of their own.
+        parts = {name: getattr(fn, name) for name in fn.arg_constraints} or _parts(fn)
+        return f"{type(fn).__name__}({', '.join(f'{name}={in_words(part)}' for name, part in parts.items())})"
+    if isinstance(value, Transform):
+        return f"{type(value).__name__}({', '.join(f'{name}={in_words(v)}' for name, v in _parts(value).items())})"
+    if isinstance(value, list):
+        return f"[{', '.join(in_words(part) for part in value)}]"
     return str(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
+def _parts(holder: Distribution | Transform) -> dict[str, object]:
+    """What a distribution or transform holds: numbers, distributions and transforms, but no caches."""
+    kinds = (Distribution, Transform, Tensor, list, int, float)
+    return {name: v for name, v in vars(holder).items() if isinstance(v, kinds) and name not in _CACHES}
 
 
 def expanded(
@@ -98,41 +113,53 @@ def expanded(
     return fn.to_event(len(shape))
 
 
+def parameters(fn: Distribution) -> tuple[Tensor, ...]:
+    """The tensors of a family in the order of its cross entropy: those given to `expanded`, else those it holds."""
+    fn = base(fn)
+    own: tuple[Tensor, ...] | None = vars(fn).get("unexpanded")
+    return (fn.loc, fn.scale) if own is None else own  # type: ignore[attr-defined]
+
+
 def loc_and_scale(fn: Distribution) -> tuple[Tensor, Tensor]:
     """The location and scale of a location-scale family: the tensors given to `expanded`, else those it holds."""
-    fn = base(fn)
-    loc, scale = vars(fn).get("unexpanded", (fn.loc, fn.scale))  # type: ignore[attr-defined]
+    loc, scale = parameters(fn)
     return loc, scale
+
+
+def mean_square(loc: Tensor, scale: Tensor | None, centre: Tensor) -> Tensor:
+    """E (w - centre)^2 under w ~ Normal(loc, scale), elementwise; scale ``None``: a point mass at loc."""
+    distance = loc - centre
+    squares = distance * distance
+    return squares if scale is None else squares + scale * scale
+
+
+def mean_distance(loc: Tensor, scale: Tensor | None, centre: Tensor) -> Tensor:
+    """E |w - centre| under w ~ Normal(loc, scale), elementwise; scale ``None``: a point mass at loc.
+
+    The mean of a folded normal: s sqrt(2/pi) exp(-d^2 / 2s^2) + d erf(d / (s sqrt 2)), d = loc - centre (Leone, Nelson
+    and Nottingham, Technometrics 3, 1961).
+    """
+    distance = loc - centre
+    if scale is None:
+        return distance.abs()
+    standard = distance / (scale * math.sqrt(2))
+    return scale * math.sqrt(2 / math.pi) * (-standard * standard).exp() + distance * standard.erf()
 
 
 def _normal_cross_entropy(loc: Tensor, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
     """Sum of -E[log Normal(w; prior)] under w ~ Normal(loc, scale); Bishop (2006), exercise 2.13."""
-    distance = loc - prior_loc
-    squares = distance * distance
-    if scale is not None:
-        squares = squares + scale * scale
-    log_scale = _total(prior_scale.log(), loc)
-    return 0.5 * _ratio(squares, prior_scale * prior_scale) + log_scale + 0.5 * math.log(2 * math.pi) * loc.numel()
+    squares = ratio(mean_square(loc, scale, prior_loc), prior_scale * prior_scale)
+    return 0.5 * squares + total(prior_scale.log(), loc) + 0.5 * math.log(2 * math.pi) * loc.numel()
 
 
 def _laplace_cross_entropy(loc: Tensor, scale: Tensor | None, prior_loc: Tensor, prior_scale: Tensor) -> Tensor:
-    """Sum of -E[log Laplace(w; prior)] under w ~ Normal(loc, scale).
-
-    E|w - m| is the mean of a folded normal: s sqrt(2/pi) exp(-d^2 / 2s^2) + d erf(d / (s sqrt 2)), d = loc - m
-    (Leone, Nelson and Nottingham, Technometrics 3, 1961).
-    """
-    distance = loc - prior_loc
-    if scale is None:
-        folded = distance.abs()
-    else:
-        ratio = distance / (scale * math.sqrt(2))
-        folded = scale * math.sqrt(2 / math.pi) * (-ratio * ratio).exp() + distance * ratio.erf()
-    return _ratio(folded, prior_scale) + _total((2 * prior_scale).log(), loc)
+    """Sum of -E[log Laplace(w; prior)] under w ~ Normal(loc, scale)."""
+    return ratio(mean_distance(loc, scale, prior_loc), prior_scale) + total((2 * prior_scale).log(), loc)
 
 
-CrossEntropy = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+CrossEntropy = Callable[..., Tensor]
 
-#: Prior families whose cross entropy under a Gaussian is known: (loc, scale, prior loc, prior scale) -> scalar.
+#: Prior families whose cross entropy under a Gaussian is known: (loc, scale, *parameters of the family) -> scalar.
 #: Scale ``None`` is a point mass at loc: the negative log-density there.
 GAUSSIAN_CROSS_ENTROPY: dict[type[Distribution], CrossEntropy] = {
     dist.Normal: _normal_cross_entropy,
@@ -140,11 +167,11 @@ GAUSSIAN_CROSS_ENTROPY: dict[type[Distribution], CrossEntropy] = {
 }
 
 
-def _total(value: Tensor, like: Tensor) -> Tensor:
+def total(value: Tensor, like: Tensor) -> Tensor:
     """The sum over all elements, where a scalar stands for every one of them."""
     return value * like.numel() if value.dim() == 0 else value.sum()
 
 
-def _ratio(value: Tensor, divisor: Tensor) -> Tensor:
+def ratio(value: Tensor, divisor: Tensor) -> Tensor:
     """sum(value / divisor), with one division where the divisor is a scalar."""
     return value.sum() / divisor if divisor.dim() == 0 else (value / divisor).sum()

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from bnn.approximations import Approximation, Guide, Mixture, described, held, restored
 from bnn.history import History
+from bnn.input_law import InputLaw
 from bnn.layout import Layout, Site
 from bnn.model import BNN
 from bnn.random import isolated
@@ -107,6 +109,7 @@ def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
 
     record, tensors = _read(Path(path))
     check_model(record, model)
+    model = with_inputs_of(record, model)
     like = model.like
     groups: dict[str, dict[str, Tensor]] = {
         name: {} for name in ("approximation", "points", "state", "history", "guide")
@@ -233,7 +236,12 @@ def model_record(model: BNN) -> dict[str, Any]:
     """What a posterior stands on: prior, likelihood, and the shape, dtype and support of every site."""
     sites = model.sites()
     shown = {site.name: f"{described(site.value)} in {site.base_support}" for site in [*sites.latents, *sites.points]}
-    return {"prior": repr(model.prior), "likelihood": repr(model.likelihood), "sites": shown}
+    record = {"prior": repr(model.prior), "likelihood": repr(model.likelihood), "sites": shown}
+    if model.readings is not None:
+        law = model.readings.law
+        numbers = {} if law is None else {"mean": law.mean.tolist(), "covariance": law.covariance.tolist()}
+        record["inputs"] = {"readings": repr(model.readings), **numbers}
+    return record
 
 
 def check_model(record: dict[str, Any], model: BNN) -> None:
@@ -242,11 +250,39 @@ def check_model(record: dict[str, Any], model: BNN) -> None:
     for what in ("prior", "likelihood"):
         if record[what] != ours[what]:
             raise ValueError(f"the saved {what} was {record[what]}, this model has {ours[what]}")
+    read = [_readings(found) for found in (record, ours)]
+    if read[0] != read[1]:
+        raise ValueError(f"the inputs of the saved model had {read[0]}, those of this one have {read[1]}")
     was, now = record["sites"], ours["sites"]
     other = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if other:
         shown = [f"{name!r} was {was.get(name, 'not there')}, is {now.get(name, 'not there')}" for name in other[:5]]
         raise ValueError(f"{len(other)} sites do not fit this model: {'; '.join(shown)}")
+
+
+def _readings(record: dict[str, Any]) -> str:
+    inputs = record.get("inputs")
+    return str(inputs.get("readings")) if isinstance(inputs, dict) else "nothing uncertain"
+
+
+def with_inputs_of(record: dict[str, Any], model: BNN) -> BNN:
+    """The model with the law of uncertain inputs that was saved.
+
+    Raises:
+        ValueError: The record is damaged.
+    """
+    if model.readings is None:
+        return model
+    try:
+        numbers = [torch.tensor(record["inputs"][name], dtype=torch.float64) for name in ("mean", "covariance")]
+        law = InputLaw(*numbers)
+        if law.mean.dim() != 1 or law.covariance.shape != (len(law.mean), len(law.mean)):
+            raise ValueError(f"shapes {[tuple(value.shape) for value in numbers]}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the saved law of the inputs is damaged: {type(error).__name__}: {error}") from error
+    other = model.copy()
+    other.readings = replace(model.readings, law=law)
+    return other
 
 
 def check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

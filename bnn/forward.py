@@ -13,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bnn.inputs import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN, arguments
+from bnn.precision import network_region
 
 #: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call:
 #: Python's overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
@@ -32,6 +33,8 @@ def forward_over_draws(
     x: Inputs,
     draws: int,
     at_once: int | None = None,
+    *,
+    own_inputs: bool = False,
 ) -> Tensor:
     """The network's outputs under each draw.
 
@@ -43,10 +46,15 @@ def forward_over_draws(
         draws: s; it counts where every weight is shared.
         at_once: Draws a call of the network, 1 for one by one; chosen by size if not given. Results do not depend on it
             (up to rounding).
+        own_inputs: Whether each draw has inputs of its own: x is ``(s, n, ...)``.
 
     Returns:
         ``(s, n)`` or ``(s, n, k)``.
     """
+    if own_inputs:
+        assert isinstance(x, Tensor)
+        at_once = at_once or _choose_at_once(model.net, weights, x.shape[1])
+        return _outputs_of_own(model, weights, shared, x, at_once)
     n = len(input_leaves(x)[0])
     chunks = [slice_inputs(x, slice(start, start + _ROWS)) for start in range(0, n, _ROWS)] if n > _ROWS else [x]
     at_once = at_once or _choose_at_once(model.net, weights, min(n, _ROWS))
@@ -60,23 +68,46 @@ def _outputs(
     if not weights:
         single = model.forward({}, x, shared)
         return single.expand(draws, *single.shape)
-    if at_once == 1:
-        with torch.inference_mode():  # a little less work an operation than no_grad
-            outputs = list(_one_by_one(model, weights, shared, x))
-        return torch.stack(outputs)
-    many = torch.func.vmap(lambda drawn: model.forward(drawn, x, shared))
+    if at_once > 1:
+        many = torch.func.vmap(lambda drawn: model.forward(drawn, x, shared))
+        try:
+            chunks = [
+                many({name: value[start : start + at_once] for name, value in weights.items()})
+                for start in range(0, draws, at_once)
+            ]
+            return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        except RuntimeError:
+            pass  # vmap has no rule for what this network does; if the inputs are at fault, that is raised again below
+    with torch.inference_mode():  # a little less work an operation than no_grad
+        outputs = list(_one_by_one(model, weights, shared, x))
+    return torch.stack(outputs)
+
+
+def _outputs_of_own(
+    model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Tensor, at_once: int
+) -> Tensor:
+    """As `_outputs`, of inputs ``(s, n, ...)``."""
+    if not weights:
+        return model.forward({}, x.flatten(0, 1), shared).unflatten(0, x.shape[:2])
     chunks = [
-        many({name: value[start : start + at_once] for name, value in weights.items()})
-        for start in range(0, draws, at_once)
+        ({name: value[start : start + at_once] for name, value in weights.items()}, x[start : start + at_once])
+        for start in range(0, len(x), at_once)
     ]
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+    if at_once == 1:
+        parts = [
+            model.forward({name: value[0] for name, value in drawn.items()}, own[0], shared).unsqueeze(0)
+            for drawn, own in chunks
+        ]
+    else:
+        parts = [torch.func.vmap(lambda drawn, own: model.forward(drawn, own, shared))(*chunk) for chunk in chunks]
+    return torch.cat(parts)
 
 
 def _one_by_one(model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs) -> Iterator[Tensor]:
     """One plain call of the module a draw: the tensors are put into it, at the cost of some dictionary entries."""
     names = list(weights)
     args, kwargs = arguments(x)
-    with _exchanged(model, list(shared)) as put:
+    with network_region(model.like.device), _exchanged(model, list(shared)) as put:
         put(list(shared.values()))
         with _exchanged(model, names) as put:
             for values in zip(*(weights[name].unbind(0) for name in names), strict=True):
@@ -125,9 +156,10 @@ def _exchanged(model: BNN, names: Sequence[str]) -> Iterator[_Places]:
 def maps_well(net: nn.Module) -> bool:
     """Whether vmap over weights pays.
 
-    It has no rule for LSTM, GRU and RNN, a slow one for attention, and makes slow grouped convolutions.
+    It has no rule for LSTM, GRU and RNN, nor for some parametrizations (weight normalisation), a slow one for
+    attention, and makes slow grouped convolutions.
     """
-    slow = nn.RNNBase | nn.modules.conv._ConvNd | nn.MultiheadAttention
+    slow = nn.RNNBase | nn.modules.conv._ConvNd | nn.MultiheadAttention | nn.utils.parametrize.ParametrizationList
     return not any(isinstance(module, slow) for module in net.modules())
 
 

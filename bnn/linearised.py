@@ -20,7 +20,7 @@ from bnn.inputs import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN
 
 #: Modules whose kernels know neither forward-mode derivatives nor vmap.
-_FUSED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_FUSED = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.utils.parametrize.ParametrizationList)
 #: Numbers of a Jacobian, and of the activations of several draws, at a time.
 _JACOBIAN, _ACTIVATIONS = 20_000_000, 5_000_000
 #: Rows at a time, so that hidden activations never dominate memory.

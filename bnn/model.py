@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
-from bnn.inputs import Inputs
+from bnn.inputs import Inputs, as_inputs
 from bnn.layout import Site
-from bnn.likelihoods import Likelihood
+from bnn.likelihoods import Likelihood, refuse_training_weights
+from bnn.precision import HALF, network_region
 from bnn.priors import Prior
 from bnn.random import isolated
+from bnn.readings import MEAN, SITE, Missing, Noise, is_reading, readings_of
+
+if TYPE_CHECKING:
+    from bnn.prediction import Prediction
 
 _MEDIAN_OF = 101
 
@@ -48,6 +54,12 @@ class BNN:
             random (a partly Bayesian network).
         likelihood: From network outputs to the distribution of y.
         output: Which part of a tuple or dict that the network returns is the output: an index, a key, or a function.
+        input_noise: Standard deviation with which the inputs were read, in their units: one number, one a feature
+            ``(d,)``, or one a value ``(N, d)`` of the training set. The true inputs are then unknowns, one row at a
+            time: ``x_obs ~ Normal(x, input_noise)`` (Carroll et al. 2006, *Measurement Error in Nonlinear Models*).
+        input_prior: The law of a row of true inputs, a Pyro Normal or MultivariateNormal; ``None``: a multivariate
+            Gaussian, whose mean and covariance are estimated from all training inputs at the start of a fit.
+        missing: ``"infer"``: NaN among the inputs is an entry that was not read, an unknown; ``None``: an error.
 
     Raises:
         ValueError: A pattern that matches no parameter, a parameter that no pattern matches, a name that Pyro needs,
@@ -62,6 +74,9 @@ class BNN:
         likelihood: Likelihood,
         *,
         output: Output = None,
+        input_noise: Noise = None,
+        input_prior: TorchDistributionMixin | None = None,
+        missing: Missing = None,
     ):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is a torch.nn.Module, not {type(net).__name__}")
@@ -71,26 +86,29 @@ class BNN:
         self.prior = prior
         self.likelihood = likelihood
         self.output = output
+        #: How the inputs were read; None where they are known.
+        self.readings = readings_of(input_noise, input_prior, missing)
         params = {name: p for name, p in net.named_parameters() if p.requires_grad}
         _check_names(params)
         #: The second names of shared tensors: ``{name: first name}``.
         self.ties = _ties(net)
-        self._groups = _grouped(params, {"*": prior} if not isinstance(prior, Mapping) else prior)
+        self._groups = _grouped(params, prior)
         self.sites()  # a prior that does not fit is told now, not at the first fit
 
     def __repr__(self) -> str:
         sizes = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
-        return (
-            f"BNN({type(self.net).__name__} of {sizes} weights, prior={self.prior!r}, likelihood={self.likelihood!r})"
-        )
+        parts = [f"{type(self.net).__name__} of {sizes} weights", f"prior={self.prior!r}"]
+        parts += [f"likelihood={self.likelihood!r}", *([] if self.readings is None else [repr(self.readings)])]
+        return f"BNN({', '.join(parts)})"
 
     @property
     def like(self) -> Tensor:
-        """A tensor with the network's floating dtype and its device."""
-        for parameter in self.net.parameters():
-            if parameter.is_floating_point():
-                return parameter.detach()
-        raise ValueError("the network has no floating-point parameters")
+        """A tensor with the dtype and the device of the network's learned parameters."""
+        floating = [parameter for parameter in self.net.parameters() if parameter.is_floating_point()]
+        if not floating:
+            raise ValueError("the network has no floating-point parameters")
+        # A frozen part may be in half precision.
+        return next((parameter for parameter in floating if parameter.requires_grad), floating[0]).detach()
 
     def __call__(
         self,
@@ -105,7 +123,8 @@ class BNN:
         """The Pyro program: sample weights and unknowns, run the network, sample (or observe) y.
 
         Args:
-            x: Inputs with rows first: a tensor, a tuple (positional) or a dict (keyword arguments of the network).
+            x: Inputs with rows first: a tensor, a tuple (positional) or a dict (keyword arguments of the network). If
+                they are uncertain: what was read, or what `read` made of it.
             y: Targets, or ``None`` to sample them.
             n_data: N of the whole data set, when (x, y) is a batch of it.
             rows: ``(n,)``, the indices of the batch's rows.
@@ -117,20 +136,71 @@ class BNN:
             y, ``(n,)`` or ``(n, k)``.
         """
         weights, latents = self.sample_unknowns()
+        plate = None
+        if self.readings is not None:
+            reading = self.read(x, rows=rows)
+            plate = _data_plate(reading[MEAN], n_data, rows)
+            with plate, _weighted(weight):
+                x = self.readings.sample(reading)
         outputs = self.forward(weights, x, state)
         if y is not None:
             y = self.likelihood.convert(y, outputs.dtype)
             if is_validation_enabled():
                 self.likelihood.check(outputs, y)
-        fn = self.likelihood.distribution(outputs, latents)
-        n = outputs.shape[0]
-        if n_data is not None and n_data < n:
-            raise ValueError(f"n_data, the rows of the whole set, is {n_data}, but this batch alone has {n}")
-        if rows is None and n_data is not None:
-            rows = torch.arange(n, device=outputs.device)
-        with pyro.plate("data", n_data or n, subsample=rows), _weighted(weight):
+        fn = self.likelihood.observation(outputs, latents)
+        if y is not None and self.likelihood.weighs:
+            own = self.likelihood.training_weights(outputs, latents, y)
+            weight = own if weight is None else weight * own
+        with plate or _data_plate(outputs, n_data, rows), _weighted(weight):
             result: Tensor = pyro.sample("y", fn, obs=y)
         return result
+
+    def read(self, x: Any, noise: Any = None, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """What is known of the true inputs, given what was read: takes the place of x, wherever a model takes inputs.
+
+        Args:
+            x: ``(n, d)``, what was read; NaN where ``missing="infer"``.
+            noise: Standard deviation of this reading, in the place of `input_noise`: one number, one a feature ``(d,)``
+                or one a value ``(n, d)``.
+            rows: ``(n,)``, the rows of the training set that these are, where `input_noise` is one a value.
+
+        Returns:
+            ``{"input.mean": (n, d)}``, the expected inputs, with ``"input.factor"``, ``(n, d, d)``, a root of the
+            covariance of each row, where rows differ in it.
+
+        Raises:
+            ValueError: Inputs of this model are known; their law is not known yet; x or noise does not fit.
+        """
+        if self.readings is None:
+            raise ValueError("the inputs of this model are known: give BNN(..., input_noise=) or missing='infer'")
+        return self.readings.read(x if is_reading(x) else as_inputs(x, self.like), noise, rows)
+
+    def with_inputs(self, x: Any) -> BNN:
+        """This model with the law of the true inputs: the given `input_prior`, else estimated from all readings x.
+
+        `bnn.fit` does this by itself. ``model.readings.law`` has the mean and the covariance.
+
+        Args:
+            x: ``(N, d)``, all that was read.
+
+        Raises:
+            ValueError: x does not fit, or leaves nothing to estimate the law from.
+        """
+        other = copy.copy(self)
+        if self.readings is not None:
+            x = as_inputs(x, self.like)
+            other.readings = self.readings.learned(x)
+        return other
+
+    def given_inputs(self) -> BNN:
+        """The same model of the same network, whose inputs are known."""
+        other = copy.copy(self)
+        other.readings = None
+        return other
+
+    def expected(self, x: Inputs) -> Inputs:
+        """The inputs themselves, or the expected ones where they are uncertain."""
+        return x if self.readings is None else self.read(x)[MEAN]
 
     def sample_unknowns(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The part of the Pyro program before the data: the weights, and the likelihood's own unknowns."""
@@ -154,10 +224,12 @@ class BNN:
         tensors = {**state, **weights}
         tensors |= {name: tensors[first] for name, first in self.ties.items() if first in tensors}
         args, kwargs = arguments(x)
-        return self.select(torch.func.functional_call(self.net, tensors, args, kwargs, tie_weights=False))
+        with network_region(self.like.device):
+            result = torch.func.functional_call(self.net, tensors, args, kwargs, tie_weights=False)
+        return self.select(result)
 
     def select(self, result: Any) -> Tensor:
-        """The part of what the network returns that is its output.
+        """The part of what the network returns that is its output; one that autocast made half is brought back.
 
         Raises:
             TypeError: It returns several things, and `output` does not say which, or names none of them.
@@ -177,7 +249,7 @@ class BNN:
                 f"the network returns a {type(result).__name__}; say which part is the output with "
                 "BNN(..., output=...): an index, a key or a function"
             )
-        return result
+        return result.to(self.like.dtype) if result.dtype in HALF else result
 
     def state(self) -> dict[str, Tensor]:
         """Copies of the network's buffers and frozen parameters: what its forward pass needs beside the weights."""
@@ -185,11 +257,15 @@ class BNN:
         state |= {name: p.detach().clone() for name, p in self.net.named_parameters() if not p.requires_grad}
         return state
 
-    def sites(self) -> Sites:
+    def sites(self, x: Inputs | None = None) -> Sites:
         """All unknowns, in the order in which the Pyro program meets them, each with a value to start from.
 
         That is the network's own weight, and for other latents (scales) the median of their prior. No data are needed,
         and nothing random moves.
+
+        Args:
+            x: Where the inputs are uncertain and given here, the numbers that stand for them, ``input.z``, are among
+                the latents.
         """
         own = {name: param.detach() for name, param in self.net.named_parameters()}
         own |= {f"{name}.z": value for name, value in own.items()}
@@ -198,15 +274,15 @@ class BNN:
             trace = poutine.trace(self.sample_unknowns).get_trace()
             nodes: dict[str, Any] = dict(trace.nodes)
             latent = [name for name, node in nodes.items() if node["type"] == "sample" and not node["is_observed"]]
-            medians = {
-                name: nodes[name]["fn"].sample((_MEDIAN_OF,)).median(0).values for name in latent if name not in own
-            }
+            medians = {name: _median(nodes[name]["fn"]) for name in latent if name not in own}
         for name, node in nodes.items():
             if name in latent:
                 latents.append(Site(name, {**own, **medians}[name], node["fn"].support))
             elif node["type"] == "param":
                 constraint = node["kwargs"].get("constraint", constraints.real)
                 points.append(Site(name, node["value"].detach().clone(), constraint))
+        if x is not None and self.readings is not None:
+            latents.append(Site(SITE, torch.zeros_like(self.read(x)[MEAN]), constraints.real))
         return Sites(latents, points)
 
     def prior_draw(self) -> dict[str, Tensor]:
@@ -239,9 +315,11 @@ class BNN:
             n_data: N of the whole set, when (x, y) is a batch.
 
         Raises:
-            ValueError: A latent site is missing, a name is no site, or a value has the wrong shape.
+            ValueError: A latent site is missing, a name is no site, or a value has the wrong shape; a likelihood with
+                training weights, which have no place in a density.
         """
-        sites = self.sites()
+        refuse_training_weights(self.likelihood, "log_joint")
+        sites = self.sites(x)
         latent = {site.name for site in sites.latents}
         points = {site.name: site.value for site in sites.points}
         missing, unknown = latent - set(params), set(params) - latent - set(points)
@@ -274,9 +352,57 @@ class BNN:
         other._groups = [(group, prior, {name: params[name] for name in own}) for group, prior, own in self._groups]
         return other
 
+    def with_prior(self, prior: Prior | Mapping[str, Prior | None]) -> BNN:
+        """The same model of the same network under another prior, given as to `BNN`."""
+        other = copy.copy(self)
+        other.prior = prior
+        other._groups = _grouped({name: p for name, p in self.net.named_parameters() if p.requires_grad}, prior)
+        other.sites()
+        return other
+
+    def prior_predictive(self, x: Any, draws: int = 200, seed: int = 0) -> Prediction:
+        """What the model believes of y at x before it has seen any data; ``.outputs`` are functions from the prior.
+
+        The network is run as in ``posterior.predict``: a copy, in evaluation mode. Learned points are at the values
+        that a fit would start from. Where inputs are uncertain, their law has to be known: give `input_prior`, or take
+        ``model.with_inputs(x_train)``.
+
+        Args:
+            x: Inputs, as in `bnn.Posterior.predict`.
+            draws: Of all unknowns, the likelihood's among them. Draw i does not depend on their number.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: Inputs that the network cannot take; fewer than one draw.
+        """
+        from bnn.prior_predictive import prior_predictive
+
+        return prior_predictive(self, x, draws, seed)
+
     def learned_prior_scales(self) -> list[str]:
         """The groups whose prior scale is itself random."""
         return [group for group, prior, _ in self._groups if prior is not None and prior.learned_scale()]
+
+
+def _data_plate(like: Tensor, n_data: int | None, rows: Tensor | None) -> Any:
+    """The plate of a batch of as many rows as `like` has: it scales by N/n, and nothing else does."""
+    n = like.shape[0]
+    if n_data is not None and n_data < n:
+        raise ValueError(f"n_data, the rows of the whole set, is {n_data}, but this batch alone has {n}")
+    if rows is None and n_data is not None:
+        rows = torch.arange(n, device=like.device)
+    return pyro.plate("data", n_data or n, subsample=rows)
+
+
+def _median(fn: Any) -> Tensor:
+    """The median of a prior, number by number; of numbers that depend on each other (a simplex) unconstrained ones."""
+    draws: Tensor = fn.sample((_MEDIAN_OF,))
+    support = Site("", draws, fn.support).base_support
+    if not support.event_dim:
+        return draws.median(0).values
+    transform = biject_to(support)
+    median: Tensor = transform(transform.inv(draws).median(0).values)
+    return median
 
 
 def _weighted(weight: Tensor | None) -> AbstractContextManager[Any]:
@@ -321,11 +447,11 @@ def _ties(net: nn.Module) -> dict[str, str]:
 _Groups = list[tuple[str, Prior | None, dict[str, nn.Parameter]]]
 
 
-def _grouped(params: Mapping[str, nn.Parameter], priors: Mapping[str, Prior | None]) -> _Groups:
+def _grouped(params: Mapping[str, nn.Parameter], priors: Prior | Mapping[str, Prior | None]) -> _Groups:
     """Give each parameter to the first pattern that matches it."""
     left = dict(params)
     groups: _Groups = []
-    for pattern, prior in priors.items():
+    for pattern, prior in (priors if isinstance(priors, Mapping) else {"*": priors}).items():
         if prior is not None and not isinstance(prior, Prior):
             raise TypeError(f"the prior of {pattern!r} is one of bnn.priors (an instance) or None, not {prior!r}")
         members = {name: left.pop(name) for name in list(left) if fnmatchcase(name, pattern)}
@@ -352,5 +478,5 @@ def _check_names(params: Mapping[str, nn.Parameter]) -> None:
             raise ValueError(
                 f"the network's parameter {name!r} is of a lazy module and has no shape yet: run one batch through"
             )
-        if name in ("y", "data") or name.startswith(("likelihood.", "prior.")):
+        if name in ("y", "data", SITE) or name.startswith(("likelihood.", "prior.")):
             raise ValueError(f"the network's parameter {name!r} bears a name that the model needs: rename it")

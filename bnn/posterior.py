@@ -19,9 +19,11 @@ from bnn.inputs import Inputs, check_finite, input_batches, named_leaves, num_ro
 from bnn.likelihoods import GaussianAverage
 from bnn.linearised import Linearised
 from bnn.model import BNN
+from bnn.precision import autocast_for_network
 from bnn.prediction import Prediction, Spread
 from bnn.priors import Prior
 from bnn.random import isolated, other_seed
+from bnn.readings import InputDraws, is_reading
 
 if TYPE_CHECKING:
     import xarray
@@ -112,7 +114,12 @@ class Posterior:
         if have is not None and num > have:
             raise ValueError(f"this posterior has {have} draws; {num} cannot be taken without repeating some")
         device = self.model.like.device
-        with torch.no_grad(), isolated(other_seed(seed, "draws"), device), pyro.validation_enabled(False):
+        with (
+            torch.no_grad(),
+            isolated(other_seed(seed, "draws"), device),
+            pyro.validation_enabled(False),
+            autocast_for_network(device),
+        ):
             values = self.approximation.sample(num)
             derived = [name for name in self._names if name not in values and name not in self.points]
             if not derived:
@@ -141,9 +148,12 @@ class Posterior:
 
         Args:
             x: Inputs as in the fit: tensors or arrays, rows first; a Dataset or a loader, which is read batch by batch
-                (targets that it gives are left out).
+                (targets that it gives are left out). Where inputs are uncertain: what was read, with the model's own
+                `input_noise`, or ``posterior.model.read(x, noise=...)``.
             draws: How many, as in `draws`; or draws that were taken before. ``None``, where the network is linearised
-                and the likelihood's average over Gaussian outputs is known: that average itself, without draws.
+                and the likelihood's average over Gaussian outputs is known: that average itself, without draws. Where
+                inputs are uncertain, each draw of the weights has inputs of its own; of a posterior of fewer than 200
+                draws ``None`` takes each several times, with other inputs.
             seed: Of the draws.
             at_once: Draws a call of the network; results do not depend on it.
 
@@ -157,10 +167,22 @@ class Posterior:
             return self._predict_exactly(self._linear, x)
         values = self._checked(draws) if isinstance(draws, Mapping) else self.draws(draws, seed)
         num = len(next(iter(values.values()))) if values else 1
+        readings = self.model.readings
+        if readings is not None and draws is None:
+            times = -(-DEFAULT_DRAWS // num)
+            values, num = {name: value.repeat_interleave(times, 0) for name, value in values.items()}, num * times
         weights = {name: values[name] for name in self._tensors if name in values}
+        own = None if readings is None else InputDraws(readings, num, seed)
 
         def run(inputs: Inputs) -> Tensor:
-            return forward_over_draws(self.model, weights, self._shared, inputs, num, at_once)
+            if own is None:
+                return forward_over_draws(self.model, weights, self._shared, inputs, num, at_once)
+            assert isinstance(inputs, Mapping)
+            parts = [
+                forward_over_draws(self.model, weights, self._shared, part, num, at_once, own_inputs=True)
+                for part in own.parts(inputs)
+            ]
+            return torch.cat(parts, dim=1)
 
         outputs = self._over(x, run if self._linear is None else self._linear.over_draws(values))
         return Prediction(self.model.likelihood, outputs, self._likelihood_latents(values, num))
@@ -196,17 +218,27 @@ class Posterior:
 
     def _over(self, x: Any, forward: Callable[[Inputs], Tensor]) -> Tensor:
         """What `forward` gives for inputs of any accepted form: ``(s, n)`` or ``(s, n, k)``."""
-        count = None if self.input_shapes is None else len(self.input_shapes)
+        known = self.model.readings is None
+        count = (None if self.input_shapes is None else len(self.input_shapes)) if known else 1
         # A DataLoader takes a number from torch's random state whenever it is iterated over.
-        with pyro.validation_enabled(False), isolated(device=self.model.like.device):
+        device = self.model.like.device
+        with pyro.validation_enabled(False), isolated(device=device), autocast_for_network(device):
             parts = [self._outputs(forward, inputs) for inputs in input_batches(x, self.model.like, count)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _outputs(self, forward: Callable[[Inputs], Tensor], x: Inputs) -> Tensor:
+        readings = self.model.readings
+        if readings is not None:
+            if readings.by_value and not is_reading(x):
+                raise ValueError(
+                    "input_noise is one a value of the training set, and says nothing of these rows: predict at "
+                    "posterior.model.read(x, noise=...)"
+                )
+            x = self.model.read(x)
         for name, leaf in named_leaves(x):
             check_finite(leaf, name)
         got = row_shapes(x)
-        known = got if self.input_shapes is None else self.input_shapes
+        known = got if self.input_shapes is None or readings is not None else self.input_shapes
         other = f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(known)}"
         if [len(shape) for shape in got] != [len(shape) for shape in known]:
             raise ValueError(other)

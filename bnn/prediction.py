@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
+from torch.distributions import Distribution
 
 from bnn.distributions import base
-from bnn.inputs import as_tensor, check_finite
-from bnn.likelihoods import GaussianAverage, Likelihood
+from bnn.inputs import as_tensor
+from bnn.likelihoods import GaussianAverage, Likelihood, quantiles
 from bnn.random import isolated, other_seed
 
 _BISECTIONS = 40  # halves the bracket to 1e-12 of its width
@@ -90,10 +90,27 @@ class Prediction:
             outputs.flatten(0, 1), per_row, self.spread.covariance[draws][:, rows].flatten(0, 1)
         )
 
+    def observation(self, rows: slice = slice(None)) -> TorchDistributionMixin:
+        """As `distribution`, of what is recorded of y: see `bnn.likelihoods.Likelihood.observation`."""
+        if self.spread is not None:
+            fn = self.distribution(rows)
+            return fn if self.likelihood.missing is None else self.likelihood.masked(fn)
+        outputs = self.outputs[:, rows]
+        return self.likelihood.observation(outputs.flatten(0, 1), self._latents_by_row(outputs, slice(None)))
+
     def marginal(self, rows: slice = slice(None)) -> Distribution:
         """As `distribution`, of each number of y by itself: batch shape ``(s * n,)`` or ``(s * n, k)``."""
-        fn = base(self.distribution(rows))
-        return torch.distributions.Normal(fn.mean, fn.stddev) if isinstance(fn, MultivariateNormal) else fn
+        return quantiles.marginal(self.distribution(rows))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of y at one row."""
+        return tuple(self.distribution(slice(0, 1), slice(0, 1)).event_shape)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether y is a count or a label."""
+        return quantiles.is_discrete(self.marginal(slice(0, 1)))
 
     def _latents_by_row(self, outputs: Tensor, draws: Any) -> dict[str, Tensor]:
         s, n = outputs.shape[:2]
@@ -109,7 +126,13 @@ class Prediction:
     def mean(self) -> Tensor:
         """E[y]: ``(n,)`` or ``(n, k)``, in the units of y."""
         self._needs("mean")
-        return self._over_draws(self.distribution().mean).mean(0)
+        return self.means.mean(0)
+
+    @cached_property
+    def means(self) -> Tensor:
+        """E[y] under each draw: ``(s, n)`` or ``(s, n, k)``."""
+        self._needs("mean")
+        return self._over_draws(quantiles.mean(self.distribution()))
 
     @cached_property
     def variance(self) -> Decomposition:
@@ -119,8 +142,8 @@ class Prediction:
         """
         self._needs("variance")
         fn = self.likelihood.distribution(self.outputs.flatten(0, 1), self._latents_by_row(self.outputs, slice(None)))
-        epistemic = self._over_draws(fn.mean).var(0, correction=0)
-        aleatoric = self._over_draws(fn.variance).mean(0)
+        epistemic = self._over_draws(quantiles.mean(fn)).var(0, correction=0)
+        aleatoric = self._over_draws(quantiles.variance(fn)).mean(0)
         if self.spread is not None:
             own = self.spread.covariance.diagonal(dim1=-2, dim2=-1)
             epistemic = epistemic + own.reshape(self.outputs.shape).mean(0)
@@ -134,7 +157,7 @@ class Prediction:
 
     @cached_property
     def probs(self) -> Tensor:
-        """Class probabilities ``(n, k)``; for Bernoulli, P(y = 1) in the shape of y."""
+        """Class probabilities ``(n, k)``, the classes last; for Bernoulli, P(y = 1) in the shape of y."""
         self._needs("probs")
         return self._over_draws(base(self.distribution()).probs).mean(0)  # type: ignore[attr-defined]
 
@@ -154,30 +177,61 @@ class Prediction:
         """Quantiles of y: the shape of `mean`, with a leading dimension if `q` has one.
 
         Those of the mixture itself: its distribution function is inverted by bisection, between the smallest and the
-        largest quantile among the draws.
+        largest quantile among the draws. Of counts, the smallest whose probability of not being exceeded is at least q.
+        Where a likelihood of one's own has no distribution function, of 1,000 draws of y under each draw.
         """
         self._needs("quantile")
         levels = torch.as_tensor(q, dtype=self.outputs.dtype, device=self.outputs.device)
         if not bool(((levels > 0) & (levels < 1)).all()):
             raise ValueError(f"quantile levels lie strictly between 0 and 1, not {q}")
-        step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
         return torch.stack(
-            [
-                torch.cat([self._quantile(level, slice(i, i + step)) for i in range(0, self.num_rows, step)])
-                for level in levels.reshape(-1)
-            ]
-        ).reshape(*levels.shape, *self.outputs.shape[1:])
+            [torch.cat([self._quantile(level, rows) for rows in self._chunks()]) for level in levels.reshape(-1)]
+        ).reshape(*levels.shape, self.num_rows, *self.event)
 
     def _quantile(self, level: Tensor, rows: slice) -> Tensor:
         fn = self.marginal(rows)
-        shape = (self.num_draws, -1, *self.outputs.shape[2:])
-        ends = fn.icdf(level).reshape(shape)
-        low, high = ends.min(0).values, ends.max(0).values
+        try:
+            ends = quantiles.quantile_range(fn, level)
+        except NotImplementedError:
+            drawn = quantiles.draws(self.distribution(rows))
+            pooled = drawn.reshape(len(drawn), self.num_draws, -1, *self.event).flatten(0, 1)
+            return pooled.kthvalue(max(1, math.ceil(float(level) * len(pooled))), dim=0).values
+        shape = (self.num_draws, -1, *self.event)
+        low, high = ends[0].reshape(shape).min(0).values, ends[1].reshape(shape).max(0).values
+        if quantiles.is_discrete(fn):
+            return self._count_quantile(fn, level, low - 1, high)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            below = fn.cdf(middle.expand(shape[0], *middle.shape).flatten(0, 1)).reshape(shape).mean(0) < level
+            below = self._mean_cdf(fn, middle) < level
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
+
+    def _count_quantile(self, fn: Distribution, level: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The smallest whole number of which the distribution function reaches a level: not `low`, at most `high`."""
+        while bool((high - low > 1).any()):
+            middle = torch.floor((low + high) / 2).clamp(min=low)
+            below = self._mean_cdf(fn, middle) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high
+
+    def cdf(self, y: Any) -> Tensor:
+        """P(Y <= y | x, data) of each number of y by itself, in the shape of `mean`: y broadcasts against it.
+
+        Raises:
+            NotImplementedError: A likelihood of one's own whose distribution has no distribution function.
+        """
+        self._needs("quantile", "cdf")
+        values = as_tensor(y, "y", self.outputs).to(self.outputs.dtype).expand(self.num_rows, *self.event)
+        return torch.cat([self._mean_cdf(self.marginal(rows), values[rows]) for rows in self._chunks()])
+
+    def _mean_cdf(self, fn: Distribution, y: Tensor) -> Tensor:
+        below = quantiles.cdf(fn, y.expand(self.num_draws, *y.shape).flatten(0, 1))
+        return below.reshape(self.num_draws, *y.shape).mean(0)
+
+    def _chunks(self) -> list[slice]:
+        """Rows at a time, so that no step over all draws holds too many numbers."""
+        step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
+        return [slice(start, start + step) for start in range(0, self.num_rows, step)]
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """The equal-tailed interval that holds y with this probability: lower and upper ends, shaped as `mean`."""
@@ -210,19 +264,26 @@ class Prediction:
         return self.log_prob_draws(y).logsumexp(0) - math.log(self.num_draws)
 
     def log_prob_draws(self, y: Any) -> Tensor:
-        """log p(y | x, draw) for each draw and row, ``(s, n)``: unscaled, one datum each."""
-        y = self._targets(y)
-        step = max(1, _CHUNK // max(1, self.outputs[:, :1].numel()))
+        """log p(y | x, draw) for each draw and row, ``(s, n)``: unscaled, one datum each.
+
+        Missing targets (``missing="mask"``) count nothing: 0 for a row without any.
+        """
+        y = self.targets(y)
         parts = []
-        for start in range(0, self.num_rows, step):
-            rows = slice(start, start + step)
+        for rows in self._chunks():
             part = y[rows].expand(self.num_draws, *y[rows].shape).flatten(0, 1)
-            parts.append(self.distribution(rows).log_prob(part).reshape(self.num_draws, -1))
+            parts.append(self.observation(rows).log_prob(part).reshape(self.num_draws, -1))
         return torch.cat(parts, dim=1)
 
-    def _targets(self, y: Any) -> Tensor:
+    def targets(self, y: Any) -> Tensor:
+        """Targets as a tensor beside the prediction, checked.
+
+        Raises:
+            ValueError: They do not fit, in words.
+            TypeError: They are no numbers.
+        """
         y = self.likelihood.convert(as_tensor(y, "y", self.outputs), self.outputs.dtype)
-        check_finite(y, "y")
+        self.likelihood.check_numbers(y)
         self.likelihood.check(self.outputs[0], y)
         return y
 

@@ -77,7 +77,8 @@ def test_closed_forms_are_the_expectations() -> None:
     m, s, prior_m, prior_s = (torch.tensor([v], dtype=torch.float64) for v in (0.3, 0.8, -0.2, 0.6))
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     q = dist.Normal(m, s).log_prob(grid).exp()
-    for family, closed in GAUSSIAN_CROSS_ENTROPY.items():
+    for family in (dist.Normal, dist.Laplace):  # the elastic net: test_priors_laws.py
+        closed = GAUSSIAN_CROSS_ENTROPY[family]
         expected = -torch.trapezoid(q * family(prior_m, prior_s).log_prob(grid), grid)  # type: ignore[call-arg]
         torch.testing.assert_close(closed(m, s, prior_m, prior_s), expected, rtol=1e-7, atol=1e-9)
         at_point = -family(prior_m, prior_s).log_prob(m).sum()  # type: ignore[call-arg]

@@ -128,7 +128,7 @@ def test_sample_weights_multiply_the_likelihood_alone():
 
 
 CONTROLS = {
-    "N/n left out": ('"data", n_data or n,', '"data", n,'),
+    "N/n left out": ("(outputs, n_data, rows)", "(outputs, None, rows)"),
     "N/n over everything": (
         "weights, latents = self.sample_unknowns()",
         "weights, latents = pyro.poutine.scale(self.sample_weights, 20.)(), self.likelihood.latents(self.like)",

@@ -65,9 +65,9 @@ def test_moments_are_those_of_the_mixture(shape):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self._over_draws(fn.variance).mean(0)", "0 * self._over_draws(fn.variance).mean(0)"),
+        ("self._over_draws(quantiles.variance(fn)).mean(0)", "0 * self._over_draws(quantiles.variance(fn)).mean(0)"),
         (".var(0, correction=0)", ".var(0)"),
-        ("fn.variance", "fn.stddev"),
+        ("quantiles.variance(fn)", "fn.stddev"),
     ],
     ids=["noise left out", "sample variance", "standard deviation for variance"],
 )
@@ -113,7 +113,12 @@ def test_quantiles_are_those_of_the_mixture(shape):
 
 def test_control_quantiles(patch_line):
     """The mean of the draws' quantiles is no quantile of their mixture."""
-    patch_line(Prediction, "_quantile", "ends.min(0).values, ends.max(0).values", "ends.mean(0), ends.mean(0)")
+    patch_line(
+        Prediction,
+        "_quantile",
+        "low, high = ends[0].reshape(shape).min(0).values, ends[1].reshape(shape).max(0).values",
+        "low = high = ends[0].reshape(shape).mean(0)",
+    )
     with pytest.raises(AssertionError):
         check_quantiles(gaussian_prediction())
 

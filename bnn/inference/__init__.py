@@ -29,6 +29,7 @@ from bnn.inference.map import MAP
 from bnn.inference.mcmc import HMC, NUTS, ChEES
 from bnn.inference.mean_field import MeanField
 from bnn.inference.objective import Objective
+from bnn.inference.readings import read_data
 from bnn.inference.sgmcmc import SGHMC, SGLD
 from bnn.inference.step_sizes import Constant, Cyclical, Polynomial, RMSProp
 from bnn.inference.store import DrawStore, read_store
@@ -38,6 +39,7 @@ from bnn.inference.variational import Variational
 from bnn.inference.vbll import VBLL
 from bnn.model import BNN
 from bnn.posterior import Posterior
+from bnn.precision import autocast_for_network, check_precision, network_dtype
 from bnn.random import fresh_seed
 
 #: The names that ``bnn.fit(method=...)`` takes, and what each stands for.
@@ -141,7 +143,7 @@ def fit(
             them, so that they need not fit in memory; see `bnn.inference.read_store`.
 
     Raises:
-        ValueError: Data that do not fit the model, and unknown names, in words.
+        ValueError: Data that do not fit the model, unknown names, parameters in half precision, in words.
         NonFiniteLossError: The loss became NaN or infinite.
     """
     if isinstance(method, str):
@@ -154,6 +156,7 @@ def fit(
         raise _no_method(method)
     if not isinstance(model, BNN):
         raise TypeError(f"model is a bnn.BNN, not {type(model).__name__}")
+    check_precision(model.net)
     if device != "auto" and torch.device(device) != model.like.device:
         model = model.copy()
         model.net.to(device)
@@ -169,8 +172,13 @@ def fit(
     )
     if store is not None and not method.makes_chains:
         raise ValueError(f"store= is for the draws of MCMC; {type(method).__name__} makes no chains: leave it out")
-    with pyro.get_param_store().scope():
-        return method.fit(model, data, run)
+    with pyro.get_param_store().scope(), autocast_for_network(model.like.device):
+        if model.readings is not None:
+            model, data, run = read_data(model, data, run)
+        posterior = method.fit(model, data, run)
+        if network_dtype() is not None:
+            posterior.settings["autocast"] = str(network_dtype())
+    return posterior
 
 
 def _no_method(given: object) -> TypeError:

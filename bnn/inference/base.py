@@ -18,6 +18,7 @@ from bnn.data import Data
 from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.posterior import Posterior
+from bnn.precision import check_precision
 from bnn.random import isolated, other_seed
 
 if TYPE_CHECKING:
@@ -110,6 +111,9 @@ class GradientMethod(IterativeMethod):
             0: the last iterate.
         patience: With ``fit(validation=...)``: stop after this many epochs without a better held-out log-density, and
             go back to the best; ``None``: run all epochs.
+        input_draws: K, where the inputs are uncertain (`bnn.BNN`): the likelihood of a row is its average over K fresh
+            draws of the row's inputs in every step, ``log (1/K) sum_k p(y | x_k, w)``, a lower bound that is exact as K
+            grows (Burda, Grosse and Salakhutdinov 2016, arXiv:1509.00519). K = 1 would fit slopes that are too small.
     """
 
     epochs: int = 500
@@ -121,11 +125,12 @@ class GradientMethod(IterativeMethod):
     accumulate: int = 1
     average: float = 0.0
     patience: int | None = None
+    input_draws: int = 32
 
     def __post_init__(self) -> None:
         """See `IterativeMethod`."""
         super().__post_init__()
-        for name in ("epochs", "accumulate", "batch_size", "patience"):
+        for name in ("epochs", "accumulate", "input_draws", "batch_size", "patience"):
             value = getattr(self, name)
             optional = name in ("batch_size", "patience")
             if not (isinstance(value, int) and value >= 1) and not (value is None and optional):
@@ -153,6 +158,7 @@ class GradientMethod(IterativeMethod):
             seed: Of the starting point.
             compile: See `bnn.fit`; ``"auto"`` would have to know the number of steps, and is ``"graph"`` here.
         """
+        check_precision(model.net)
         with isolated(other_seed(seed, "fit"), model.like.device):
             return self.objective(model, n_data, compile)
 

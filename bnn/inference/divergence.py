@@ -7,17 +7,19 @@ vector in the place of one a site.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import identity_transform
 
-from bnn.distributions import GAUSSIAN_CROSS_ENTROPY, CrossEntropy, base, loc_and_scale
+from bnn.distributions import GAUSSIAN_CROSS_ENTROPY, CrossEntropy, base, parameters
 from bnn.layout import Layout
 
 
@@ -27,8 +29,8 @@ class Run:
 
     sites: list[int]
     size: int
-    #: The closed form, with the prior's location and scale (scalars or flat); None: at the draw.
-    closed: tuple[CrossEntropy, Tensor, Tensor] | None
+    #: The closed form, and the prior's parameters (such as location and scale; scalars or flat); None: at the draw.
+    closed: tuple[CrossEntropy, list[Tensor]] | None
 
 
 def runs(layout: Layout, trace: poutine.Trace) -> list[Run]:
@@ -45,10 +47,9 @@ def runs(layout: Layout, trace: poutine.Trace) -> list[Run]:
         sites = list(members)
         closed = None
         if family is not None:
-            pairs = [loc_and_scale(fns[i]) for i in sites]
             shapes = [layout.free_shapes[i] for i in sites]
-            locs, scales = ([pair[k] for pair in pairs] for k in (0, 1))
-            closed = (GAUSSIAN_CROSS_ENTROPY[family], _joined(locs, shapes), _joined(scales, shapes))
+            each = zip(*(parameters(fns[i]) for i in sites), strict=True)
+            closed = (GAUSSIAN_CROSS_ENTROPY[family], [_joined(list(values), shapes) for values in each])
         found.append(Run(sites, sum(layout.sizes[i] for i in sites), closed))
     return found
 
@@ -91,6 +92,21 @@ def kl_divergence(layout: Layout, trace: poutine.Trace, loc: Tensor, log_scale: 
     return torch.as_tensor(total, dtype=loc.dtype, device=loc.device)
 
 
+def local_divergence(node: Mapping[str, Any], loc: Tensor, log_scale: Tensor) -> Tensor:
+    """KL(Normal(loc, exp(log_scale)) || Normal(0, I)), summed over the rows of a batch, each as its data count.
+
+    Args:
+        node: Of the rows' site in a trace of the model: its plate scales by N/n, sample weights multiply.
+        loc: ``(n, d)``.
+        log_scale: ``(n, d)``.
+
+    Returns:
+        A scalar.
+    """
+    per_row = 0.5 * (loc * loc + (2 * log_scale).exp() - 1).sum(-1) - log_scale.sum(-1)
+    return scale_and_mask(per_row, node["scale"], node["mask"]).sum()
+
+
 def cross_entropy(layout: Layout, trace: poutine.Trace, loc: Tensor, scale: Tensor | None, draw: Tensor) -> Tensor:
     """E_q[-log p(w)], densities over the unconstrained numbers, of any q with Gaussian marginals.
 
@@ -119,8 +135,8 @@ def _cross_entropy(
 ) -> Tensor:
     if run.closed is None:
         return -_log_prior(layout, trace, run, draw)
-    closed, prior_loc, prior_scale = run.closed
-    return closed(loc, scale, prior_loc, prior_scale)
+    closed, settings = run.closed
+    return closed(loc, scale, *settings)
 
 
 def negative_log_prior(layout: Layout, trace: poutine.Trace, vector: Tensor) -> Tensor:

@@ -29,10 +29,16 @@ def mean_over_draws(one: OneDraw, parts: Sequence[Tensor], state: State, *, batc
         buffers = dict(buffers)
         return list(one(own, buffers)), buffers
 
-    many = {name: value.expand(draws, *value.shape).clone() for name, value in state.items()}
+    def copies() -> State:
+        return {name: value.expand(draws, *value.shape).clone() for name, value in state.items()}
+
     if batchable:
-        results, moved = torch.func.vmap(isolated, randomness="different")(list(parts), many)
-    else:
+        try:
+            results, moved = torch.func.vmap(isolated, randomness="different")(list(parts), copies())
+        except RuntimeError:  # vmap has no rule for what this network does
+            batchable = False
+    if not batchable:
+        many = copies()
         each = [
             isolated([part[i] for part in parts], {name: value[i] for name, value in many.items()})
             for i in range(draws)

@@ -71,7 +71,7 @@ class DropoutLoss(Objective):
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """As of a `PointLoss`; dropout is on."""
         if self._rates is None:  # a batch tells how large the masks are
-            self._rates = self._find_rates(batch.x)
+            self._rates = self._find_rates(self.model.expected(batch.x))
         return point_terms(self, params, points, batch, state, "own")
 
     def _find_rates(self, x: Inputs) -> Values:

@@ -17,6 +17,7 @@ from bnn.inference.base import GradientMethod, Init, Method, Run
 from bnn.inference.loop import optimise
 from bnn.inference.map import MAP
 from bnn.inference.objective import Objective
+from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inference.replicated import ReplicatedLoss
 from bnn.model import BNN
 from bnn.posterior import Posterior
@@ -79,6 +80,8 @@ class Ensemble(Method):
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Train all members; see `bnn.fit`."""
+        if self.anchored:
+            refuse_uncertain_inputs(model, "an anchored ensemble")
         adapt = self._with_noise if self.anchored else lambda source, _: source
         return optimise(self.of, self._objective, model, data, run, adapt)
 

@@ -24,6 +24,7 @@ from bnn.inference.laplace.mode import Mode, Of, find_mode
 from bnn.inference.laplace.selection import last_layer
 from bnn.inference.laplace.unknowns import Scales, Unknowns
 from bnn.inference.map import MAP
+from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inputs import row_shapes
 from bnn.likelihoods import Gaussian
 from bnn.model import BNN
@@ -69,7 +70,8 @@ class LastLayer(Method):
         """Train the features, then solve for the last layer; see `bnn.fit`."""
         started = time.perf_counter()
         refuse_weight(run)
-        if not isinstance(model.likelihood, Gaussian):
+        refuse_uncertain_inputs(model, "LastLayer")
+        if not isinstance(model.likelihood, Gaussian) or model.likelihood.missing:
             raise ValueError(
                 f"the last layer's posterior is exact under Gaussian noise only, not under {model.likelihood!r}: use "
                 "bnn.VBLL, or bnn.Laplace(weights='last_layer')"
@@ -183,10 +185,10 @@ def features_of(layer: LinearLayer) -> Iterator[list[Tensor]]:
     """What goes into the layer when the network runs: a list of one tensor ``(n, d)`` a pass."""
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
         if args[0].dim() != 2:
             raise ValueError(f"the last layer takes features of shape (n, d), here {tuple(args[0].shape)}")
-        seen.append(args[0])
+        seen.append(args[0].to(module.weight.dtype))  # autocast may have made them half
 
     handle = layer.module.register_forward_pre_hook(keep)
     try:

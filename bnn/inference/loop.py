@@ -8,17 +8,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn.capture import Backend
-from bnn.data import Batch, Data, Source, as_source
+from bnn.data import Batch, Data, Source, as_source, numbered
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
 from bnn.inference.bound import elbo, is_bound
+from bnn.inference.natural import NaturalOptimizer
 from bnn.inference.objective import Objective
 from bnn.inputs import row_shapes
 from bnn.model import BNN
@@ -73,10 +74,13 @@ def optimise(
     with isolated(other_seed(run.seed, "fit"), model.like.device):
         validation = _validation(run.validation, model)
         objective = build(model, source.n, run.compile)
+        if any(part.needs_rows for part in (objective, *objective.parts)):
+            source = numbered(source)
         fit = _Fit(method, objective, adapt(source, objective), validation, run)
         fit.run_epochs()
         answer = fit.answer()
-        wanted = method.temperature == 1 and run.weight is None and not fit.history.interrupted
+        weighted = run.weight is not None or bool(model.likelihood.weighs)
+        wanted = method.temperature == 1 and not weighted and not fit.history.interrupted
         evidence = {"evidence": elbo(objective, answer, fit.source)} if wanted and is_bound(objective) else {}
     history = fit.history
     history.seconds = time.perf_counter() - started
@@ -84,7 +88,7 @@ def optimise(
     history.notes = list(objective.notes)
     posterior = objective.posterior(answer)
     posterior.history = history
-    posterior.settings |= {"seed": run.seed, "compile": history.backend, "weighted": run.weight is not None, **evidence}
+    posterior.settings |= {"seed": run.seed, "compile": history.backend, "weighted": weighted, **evidence}
     return posterior
 
 
@@ -145,6 +149,8 @@ class _Fit:
         self.averaged: list[Tensor] | None = None
         self.averaged_steps = 0
         self._prepare()
+        if isinstance(self.optimizer, NaturalOptimizer):
+            self.optimizer.backend = cast(Backend, objective.backends[0])
         self.scheduler = None if method.schedule is None else method.schedule(self.optimizer, self.total_steps)
 
     def _prepare(self) -> None:
@@ -249,7 +255,7 @@ class _Fit:
         if self.validation is None:
             return None
         posterior = self.objective.posterior()
-        draws = posterior.draws(None if posterior.num_draws else _VALIDATION_DRAWS)
+        draws = None if posterior.num_draws else posterior.draws(_VALIDATION_DRAWS)
         score = float(posterior.predict(self.validation.x, draws).log_prob(self.validation.y).mean())
         self.history.validation = torch.cat([self.history.validation, torch.tensor([score])])
         self.history.validation_epochs.append(epoch)

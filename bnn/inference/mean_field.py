@@ -16,7 +16,7 @@ from bnn.approximations import Approximation, Gaussian
 from bnn.capture import Backend
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod, IterativeMethod
-from bnn.inference.divergence import kl_divergence, runs
+from bnn.inference.divergence import kl_divergence, local_divergence, runs
 from bnn.inference.draws import mean_over_draws
 from bnn.inference.local import LayerNoise, LayerUses
 from bnn.inference.objective import Objective, Params, Terms
@@ -24,6 +24,7 @@ from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.priors import fan_in
 from bnn.random import isolated
+from bnn.readings import SITE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,15 @@ class MeanField(GradientMethod):
             variance of its gradient; parameters that they do not reach are drawn ordinarily, and the history says
             which.
         init_scale: Standard deviation that q starts from, for a weight divided by sqrt(fan-in).
+        local: How uncertain inputs are treated (`bnn.BNN`). ``"draws"``: averaged over in the likelihood
+            (`input_draws`). ``"learned"``: a Gaussian of its own for every row, ``Normal(m_i, s_i)`` over the numbers
+            that stand for its inputs, trained beside the weights (Kingma and Welling 2014); data are arrays then.
     """
 
     draws: int = 1
     estimator: Literal["weights", "local", "flipout"] = "weights"
     init_scale: float = 0.1
+    local: Literal["draws", "learned"] = "draws"
 
     def __post_init__(self) -> None:
         """See `GradientMethod`."""
@@ -58,6 +63,8 @@ class MeanField(GradientMethod):
             raise ValueError(f"init_scale is positive, not {self.init_scale}")
         if self.estimator not in ("weights", "local", "flipout"):
             raise ValueError(f"estimator is 'weights', 'local' or 'flipout', not {self.estimator!r}")
+        if self.local not in ("draws", "learned"):
+            raise ValueError(f"local is 'draws' or 'learned', not {self.local!r}")
 
     def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
         """The loss; see `GradientMethod.loss`."""
@@ -89,6 +96,8 @@ class _Parts(NamedTuple):
     log_scale: Tensor
     scale: Tensor
     points: Params
+    #: Means and logarithms of deviations of the batch's rows, ``(n, d)`` each; None: no row has a Gaussian.
+    rows: tuple[Tensor, Tensor] | None
 
 
 class MeanFieldLoss(Objective):
@@ -102,31 +111,61 @@ class MeanFieldLoss(Objective):
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow: wide weights drown the signal before anything is learned."""
         loc, log_scale = narrow(self.method, self.model, self.latents, self.method.init_scale)
-        return {"loc": loc, "log_scale": log_scale}
+        return {"loc": loc, "log_scale": log_scale, **self._rows_start()}
+
+    def _rows_start(self) -> dict[str, Tensor]:
+        """Every row at what its reading says."""
+        if self.method.local == "draws":
+            return {}
+        readings = self.model.readings
+        if readings is None or readings.law is None:
+            raise ValueError(
+                "local='learned' is for uncertain inputs whose law is known: BNN(..., input_noise=) or "
+                "missing='infer', and, in a loop of one's own, model.with_inputs(x)"
+            )
+        self.needs_rows = True
+        shape = (self.n_data, len(readings.law.mean))
+        return {name: self.temperature.new_zeros(shape) for name in ("input_loc", "input_log_scale")}
 
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The likelihood term averaged over the draws, and the divergence."""
-        parts = _Parts(params["loc"], params["log_scale"], params["log_scale"].exp(), points)
+        log_scale = params["log_scale"]
+        parts = _Parts(params["loc"], log_scale, log_scale.exp(), points, self._rows(params, batch))
         in_layers = self.method.estimator != "weights"
         if in_layers and self._reached is None:
             self._reached = self._find_reached(parts, batch, state)
         draws, loc = self.method.draws, parts.loc
         shape = (draws, 0) if in_layers else (draws, *loc.shape)
-        noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
+        noise = [torch.randn(shape, dtype=loc.dtype, device=loc.device)]
+        if parts.rows is not None:
+            noise.append(torch.randn((draws, *parts.rows[0].shape), dtype=loc.dtype, device=loc.device))
 
         def one(own: Sequence[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            terms = self._one(parts, None if in_layers else own[0], batch, buffers)
+            terms = self._one(parts, own, batch, buffers)
             return terms.nll, terms.kl
 
-        return Terms(*mean_over_draws(one, [noise], state, batchable=self.batchable))
+        return Terms(*mean_over_draws(one, noise, state, batchable=self.batchable))
 
-    def _one(self, parts: _Parts, noise: Tensor | None, batch: Batch, state: dict[str, Tensor]) -> Terms:
+    def _rows(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        if not self.needs_rows:
+            return None
+        if batch.rows is None:
+            raise ValueError("local='learned' has parameters for every row of the data: give rows=, which these are")
+        loc, log_scale = (params[name].index_select(0, batch.rows) for name in ("input_loc", "input_log_scale"))
+        return loc, log_scale
+
+    def _one(self, parts: _Parts, noise: Sequence[Tensor], batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The terms at one draw of the weights (or, for noise in the layers, at one draw of the activations)."""
-        draw = self._draw(parts) if noise is None else parts.loc + parts.scale * noise
+        in_layers = self.method.estimator != "weights"
+        draw = self._draw(parts) if in_layers else parts.loc + parts.scale * noise[0]
         values = self.latents.unflatten(draw)
+        inputs = {} if parts.rows is None else {SITE: parts.rows[0] + parts.rows[1].exp() * noise[1]}
         with self._layer_noise(parts, values):
-            nll, trace = self.data_nll(values, parts.points, batch, state)
-        return Terms(nll, kl_divergence(self.latents, trace, parts.loc, parts.log_scale, draw))
+            nll, trace = self.data_nll({**values, **inputs}, parts.points, batch, state)
+        kl = kl_divergence(self.latents, trace, parts.loc, parts.log_scale, draw)
+        if parts.rows is not None:
+            kl = kl + local_divergence(trace.nodes[SITE], *parts.rows)
+        return Terms(nll, kl)
 
     def _draw(self, parts: _Parts) -> Tensor:
         """Noise for the sites that get none in a layer, the mean for the others."""

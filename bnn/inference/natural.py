@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnn.capture import Backend
+
 #: Learning rate of points (parameters without a prior), which Adam trains beside the Gaussian.
 _POINTS_LR = 1e-2
 
@@ -27,6 +29,8 @@ class NaturalOptimizer(torch.optim.Optimizer, ABC):
     def __init__(self, params: Iterable[Any], count: int, lr: float, **settings: Any):
         own = list(params)
         super().__init__([{"params": own[:count]}], {"lr": lr, **settings})
+        #: What a step runs on, where it is captured; see `bnn.capture.Captured`.
+        self.backend: Backend = "graph"
         self._points = torch.optim.Adam(own[count:], lr=_POINTS_LR) if len(own) > count else None
         if self._points is not None:  # a schedule reaches both, and so does a state_dict
             self.param_groups += self._points.param_groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from bnn.approximations import Approximation
 from bnn.capture import Backend, Captured
 from bnn.data import Batch, as_batch
 from bnn.forward import maps_well
-from bnn.inference.base import IterativeMethod
+from bnn.inference.base import GradientMethod, IterativeMethod
 from bnn.inputs import Inputs, named_leaves, row_shapes
-from bnn.layout import Layout
+from bnn.layout import Layout, Site
+from bnn.likelihoods import refuse_training_weights
 from bnn.model import BNN
 from bnn.posterior import Posterior
+from bnn.precision import autocast_for_network
 from bnn.random import isolated
+from bnn.readings import MEAN, SITE
 
 Params = Mapping[str, Tensor]
 
@@ -57,6 +61,10 @@ class Objective(nn.Module, ABC):
     members: int | None = None
     #: Objectives that do a part of the work: in a tuple, so that their parameters do not count as this module's.
     parts: tuple[Objective, ...] = ()
+    #: Sites beside the model's own: unknowns a row, where all rows are among the latents.
+    local: Sequence[Site] = ()
+    #: Whether batches have to tell which rows of the data they are.
+    needs_rows: bool = False
     #: Whether the loss, at temperature 1, is a bound on the evidence: -ELBO / N.
     bound: ClassVar[bool] = False
     #: Whether vmap takes the random draws of `terms`; Pyro's own `rsample` it does not take.
@@ -72,9 +80,13 @@ class Objective(nn.Module, ABC):
         self.model = model.copy()
         if not self.model.net.training:  # a net left in training mode keeps submodules that the user froze in eval
             self.model.net.train()
+        if self.model.readings is not None:
+            refuse_training_weights(self.model.likelihood, "a likelihood averaged over uncertain inputs")
         sites = self.model.sites()
         self.n_data = n_data
-        self.latents = Layout(sites.latents)
+        #: Draws of uncertain inputs a row, over which its likelihood is averaged.
+        self.input_draws = method.input_draws if isinstance(method, GradientMethod) else 1
+        self.latents = Layout([*sites.latents, *self.local])
         self.points = Layout(sites.points)
         self.backend: Backend = backend
         self.temperature = torch.tensor(method.temperature, dtype=model.like.dtype, device=model.like.device)
@@ -93,6 +105,8 @@ class Objective(nn.Module, ABC):
             self.register_parameter(name, nn.Parameter(value.detach().clone()))
         if self.points.size and self.members is None:
             self.points_vector = nn.Parameter(self.points.flatten({s.name: s.value for s in sites.points}))
+        #: Tensors that `terms` finds among its parameters and that have no gradient, such as noise; see `renew`.
+        self.given_tensors = self.given()
         self._programs: dict[Any, Captured] = {}
 
     @abstractmethod
@@ -107,6 +121,13 @@ class Objective(nn.Module, ABC):
     def approximation(self, params: Params) -> Approximation:
         """The distribution over the latents that these parameters describe."""
 
+    def given(self) -> dict[str, Tensor]:
+        """What `terms` is to find among its parameters besides these, where a method needs that."""
+        return {}
+
+    def renew(self, given: dict[str, Tensor]) -> None:
+        """Called with these tensors before each evaluation, to change them in place."""
+
     def forward(self, x: Any, y: Any, rows: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """The loss per datum of a batch: a scalar that knows its gradient.
 
@@ -116,13 +137,16 @@ class Objective(nn.Module, ABC):
             rows: ``(n,)``, indices of the rows in the whole set, for models with unknowns a row.
             weight: ``(n,)``, sample weights.
         """
+        if self.model.readings is not None:
+            x = self.model.read(x, rows=rows)
         batch = as_batch(x, y, self.model.likelihood, self.model.like, weight)
         batch = Batch(batch.x, batch.y, rows, batch.weight)
         self.input_shapes = self.input_shapes or row_shapes(batch.x)
         if self.members is not None:
             leaves = [leaf.expand(self.members, *leaf.shape).contiguous() for leaf in batch.leaves]
             batch = Batch.rebuild(batch.structure, leaves)
-        loss: Tensor = _CapturedLoss.apply(self, batch, *self.parameters())
+        with autocast_for_network(self.temperature.device):
+            loss: Tensor = _CapturedLoss.apply(self, batch, *self.parameters())
         return loss
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -133,7 +157,9 @@ class Objective(nn.Module, ABC):
         """
         program = self.program(batch)
         parameters = [p.detach() for p in self.parameters()]
-        results = program(*parameters, *self.state.values(), self.temperature, *batch.leaves)
+        self.renew(self.given_tensors)
+        given = self.given_tensors.values()
+        results = program(*parameters, *self.state.values(), *given, self.temperature, *batch.leaves)
         count = len(parameters)
         if self.training:
             for name, value in zip(self._buffers_moved, results[count + 1 :], strict=True):
@@ -165,16 +191,17 @@ class Objective(nn.Module, ABC):
         key = (batch.structure, self.training)
         if key not in self._programs:
             structure = batch.structure
-            count, states = len(list(self.parameters())), list(self.state)
+            count, states, given = len(list(self.parameters())), list(self.state), list(self.given_tensors)
+            before = count + len(states) + len(given)
 
             def evaluate(*tensors: Tensor) -> Sequence[Tensor]:
-                params, rest = tensors[:count], tensors[count:]
-                state = dict(zip(states, rest, strict=False))
-                temperature, *leaves = rest[len(states) :]
-                return self._evaluate(params, state, temperature, Batch.rebuild(structure, leaves))
+                state = dict(zip(states, tensors[count:], strict=False))
+                named = dict(zip(given, tensors[count + len(states) :], strict=False))
+                temperature, *leaves = tensors[before:]
+                return self._evaluate(tensors[:count], named, state, temperature, Batch.rebuild(structure, leaves))
 
             def check(*tensors: Tensor) -> None:
-                self.check(self.one_member(Batch.rebuild(structure, tensors[count + len(states) + 1 :])))
+                self.check(self.one_member(Batch.rebuild(structure, tensors[before + 1 :])))
 
             what = f"the {type(self).__name__} of this network"
             self._programs[key] = Captured(evaluate, self.backend, what, check)
@@ -200,7 +227,7 @@ class Objective(nn.Module, ABC):
         with isolated(device=self.temperature.device), torch.no_grad():
             weights = self.model.weights(values, points)
             try:
-                return self.model.forward(weights, x, state)
+                return self.model.forward(weights, self.model.expected(x), state)
             except (RuntimeError, ValueError, IndexError, AttributeError) as error:
                 shown = ", ".join(f"{name} {tuple(leaf.shape)} of {leaf.dtype}" for name, leaf in named_leaves(x))
                 raise ValueError(f"the network cannot take these inputs ({shown}): {error}") from error
@@ -223,10 +250,13 @@ class Objective(nn.Module, ABC):
     def prepare(self, batch: Batch, calls: int | None = None) -> None:
         """Capture for batches like this one; see `bnn.capture.Captured.prepare`."""
         parameters = [p.detach() for p in self.parameters()]
-        self.program(batch).prepare(*parameters, *self.state.values(), self.temperature, *batch.leaves, calls=calls)
+        given = self.given_tensors.values()
+        self.program(batch).prepare(
+            *parameters, *self.state.values(), *given, self.temperature, *batch.leaves, calls=calls
+        )
 
     def _evaluate(
-        self, params: Sequence[Tensor], state: dict[str, Tensor], temperature: Tensor, batch: Batch
+        self, params: Sequence[Tensor], given: Params, state: dict[str, Tensor], temperature: Tensor, batch: Batch
     ) -> Sequence[Tensor]:
         names = [name for name, _ in self.named_parameters()]
 
@@ -234,7 +264,7 @@ class Objective(nn.Module, ABC):
             named = dict(zip(names, values, strict=True))
             moving = {name: value.clone() for name, value in state.items()}
             points = self.take_points(named)
-            terms = self.terms(named, points, batch, moving)
+            terms = self.terms({**named, **given}, points, batch, moving)
             nll, kl = terms.nll / self.n_data, terms.kl / self.n_data
             total = nll + temperature * kl
             stats = torch.stack([total, nll, kl])
@@ -269,7 +299,12 @@ class Objective(nn.Module, ABC):
     def data_nll(
         self, values: Params, points: Params, batch: Batch, state: dict[str, Tensor]
     ) -> tuple[Tensor, pyro.poutine.Trace]:
-        """The scaled negative log-likelihood at given latents, and the trace it comes from."""
+        """The scaled negative log-likelihood at given latents, and the trace it comes from.
+
+        Where inputs are uncertain and not among the latents, the likelihood is averaged over draws of them.
+        """
+        if self.model.readings is not None and SITE not in values:
+            return self._nll_over_inputs(values, points, batch, state)
         trace = self.model.trace(
             values,
             points,
@@ -283,6 +318,33 @@ class Objective(nn.Module, ABC):
         y: Any = trace.nodes["y"]
         return -scale_and_mask(y["fn"].log_prob(y["value"]), y["scale"], y["mask"]).sum(), trace
 
+    def _nll_over_inputs(
+        self, values: Params, points: Params, batch: Batch, state: dict[str, Tensor]
+    ) -> tuple[Tensor, pyro.poutine.Trace]:
+        """``-log (1/K) sum_k p(y | x_k)`` a row, x_k drawn given the reading; see `GradientMethod.input_draws`.
+
+        K rows stand for each row, in one call of the network.
+        """
+        assert isinstance(batch.x, Mapping)
+        assert self.model.readings is not None
+        mean, draws, n = batch.x[MEAN], self.input_draws, len(batch.y)
+        z = torch.randn((draws, *mean.shape), dtype=mean.dtype, device=mean.device)
+        x = self.model.readings.true_inputs(batch.x, z)
+        trace = self.model.given_inputs().trace(
+            values,
+            points,
+            x.flatten(0, 1),
+            batch.y.repeat(draws, *[1] * (batch.y.dim() - 1)),
+            n_data=draws * self.n_data,  # the plate's scale is N/n then, as it is to be
+            weight=None if batch.weight is None else batch.weight.repeat(draws),
+            state=state,
+        )
+        y: Any = trace.nodes["y"]
+        each = y["fn"].log_prob(y["value"]).unflatten(0, (draws, n))
+        by_row = (y["scale"], y["mask"])
+        scale, mask = (part[:n] if isinstance(part, Tensor) and part.dim() else part for part in by_row)
+        return -scale_and_mask(each.logsumexp(0) - math.log(draws), scale, mask).sum(), trace
+
     def _apply(self, fn: Any, recurse: bool = True) -> Objective:
         """``.to(device)`` moves what is not a parameter too; programs are made anew."""
         super()._apply(fn, recurse)
@@ -290,9 +352,10 @@ class Objective(nn.Module, ABC):
             part._apply(fn, recurse)
         self.model.net._apply(fn)
         self.state = {name: fn(value) for name, value in self.state.items()}
+        self.given_tensors = {name: fn(value) for name, value in self.given_tensors.items()}
         self.temperature = fn(self.temperature)
         sites = self.model.sites()
-        self.latents, self.points = Layout(sites.latents), Layout(sites.points)
+        self.latents, self.points = Layout([*sites.latents, *self.local]), Layout(sites.points)
         self._programs.clear()
         return self
 

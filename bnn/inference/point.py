@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from bnn.data import Batch
 from bnn.inference.base import IterativeMethod
 from bnn.inference.divergence import negative_log_prior
 from bnn.inference.objective import Objective, Params, Terms
+from bnn.layout import Site
 from bnn.model import BNN
 
 Coordinates = Literal["own", "unconstrained"]
@@ -27,6 +29,7 @@ class PointLoss(Objective):
         backend: See `Objective`.
         coordinates: In which the density is taken: the latents' ``"own"`` (the mode of a noise scale), or the
             ``"unconstrained"`` numbers (its logarithm), with the Jacobian, as sampling in them needs.
+        local: Sites beside the model's own, after them: unknowns of all rows.
     """
 
     def __init__(
@@ -37,7 +40,9 @@ class PointLoss(Objective):
         backend: Backend = "auto",
         *,
         coordinates: Coordinates = "own",
+        local: Sequence[Site] = (),
     ):
+        self.local = local
         super().__init__(method, model, n_data, backend)
         self.coordinates = coordinates
 

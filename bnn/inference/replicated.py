@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from bnn.approximations import Approximation, joined
 from bnn.data import Batch
 from bnn.inference.objective import Objective, Params, Terms
+
+_Arguments = tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]
+_One = Callable[[dict[str, Tensor], list[Tensor], dict[str, Tensor]], tuple[Tensor, ...]]
 
 
 class ReplicatedLoss(Objective):
@@ -48,6 +51,15 @@ class ReplicatedLoss(Objective):
         """The members' own starting values, stacked."""
         return self._starts
 
+    def given(self) -> dict[str, Tensor]:
+        """What one member is given, for each."""
+        one = self.first.given()
+        return {name: value.expand(self.members or 1, *value.shape).clone() for name, value in one.items()}
+
+    def renew(self, given: dict[str, Tensor]) -> None:
+        """As one member does, with numbers of its own for each."""
+        self.first.renew(given)
+
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The terms of every member: ``(K,)`` each."""
         structure = batch.structure
@@ -61,15 +73,26 @@ class ReplicatedLoss(Objective):
             return terms.nll, terms.kl, *[all_state[name] for name in moved]
 
         arguments = ({**params, **self._given}, batch.leaves, moved)
-        if self.first.batchable:
-            results = torch.func.vmap(one, randomness="different")(*arguments)
-        else:
-            assert self.members is not None
-            each = [one(*_member(arguments, k)) for k in range(self.members)]
-            results = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
-        nll, kl, *buffers = results
+        nll, kl, *buffers = self._mapped(one, arguments) or self._one_by_one(one, arguments)
         state.update(zip(moved, buffers, strict=True))
         return Terms(nll, kl)
+
+    def _mapped(self, one: _One, arguments: _Arguments) -> tuple[Tensor, ...] | None:
+        """All members in one call; None where vmap has no rule, or a slow one, for what this network does."""
+        if not self.first.batchable:
+            return None
+        params, leaves, buffers = arguments
+        try:  # on buffers that a call which fails may leave changed
+            return torch.func.vmap(one, randomness="different")(
+                params, leaves, {k: v.clone() for k, v in buffers.items()}
+            )
+        except RuntimeError:
+            return None
+
+    def _one_by_one(self, one: _One, arguments: _Arguments) -> tuple[Tensor, ...]:
+        assert self.members is not None
+        each = [one(*_member(arguments, k)) for k in range(self.members)]
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True))
 
     def after_step(self, step: int, steps: int, params: Params) -> None:
         """What one member would gather, of all at once."""
@@ -88,9 +111,7 @@ class ReplicatedLoss(Objective):
         return joined(parts, own)
 
 
-def _member(
-    arguments: tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]], k: int
-) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
+def _member(arguments: _Arguments, k: int) -> _Arguments:
     params, leaves, buffers = arguments
     return (
         {name: value[k] for name, value in params.items()},

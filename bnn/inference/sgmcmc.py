@@ -17,6 +17,7 @@ from bnn.inference.base import IterativeMethod, Run
 from bnn.inference.chain_loop import ChainLoop
 from bnn.inference.mcmc.target import refuse_validation, refuse_what_is_no_density
 from bnn.inference.particles import several_points
+from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inference.step_sizes import Constant, Plan, RMSProp, StepSizes
 from bnn.model import BNN
 from bnn.posterior import Posterior
@@ -104,6 +105,7 @@ class StochasticGradientMCMC(IterativeMethod):
         started = time.perf_counter()
         name = type(self).__name__
         refuse_what_is_no_density(model, run.weight, name)
+        refuse_uncertain_inputs(model, name)
         refuse_validation(run, name)
         source = as_source(data, model.likelihood, model.like, self.batch_size, n_data=run.n_data)
         with isolated(other_seed(run.seed, "fit"), model.like.device), torch.no_grad():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bnn.approximations import Chains
-from bnn.files import check_model, check_names, checked_shapes, model_record
+from bnn.files import check_model, check_names, checked_shapes, model_record, with_inputs_of
 from bnn.history import History
 from bnn.inference.objective import Objective
 from bnn.layout import Layout
@@ -122,7 +122,9 @@ class DrawStore:
         return self.vectors[:, :count] if count is not None else _rectangle(self.vectors, self.counts)
 
 
-def open_store(objective: Objective, path: str | Path | None, chains: int, capacity: int) -> DrawStore:
+def open_store(
+    objective: Objective, path: str | Path | None, chains: int, capacity: int, layout: Layout | None = None
+) -> DrawStore:
     """The store of a run, with all that `read_store` needs.
 
     Args:
@@ -130,13 +132,14 @@ def open_store(objective: Objective, path: str | Path | None, chains: int, capac
         path: The file; None: in memory.
         chains: How many.
         capacity: Draws a chain.
+        layout: Of what is kept of a draw; None: all latents.
     """
     record = {
         **model_record(objective.model),
         "settings": {**objective.settings, "n_data": objective.n_data},
         "input_shapes": objective.input_shapes,
     }
-    layout = objective.latents
+    layout = layout or objective.latents
     return DrawStore(chains, capacity, layout.size, layout.dtype, path, state=objective.state, record=record)
 
 
@@ -156,6 +159,7 @@ def read_store(path: str | Path, model: BNN) -> Posterior:
     path = Path(path)
     record, tensors = _read(path)
     check_model(record, model)
+    model = with_inputs_of(record, model)
     layout = Layout(model.sites().latents)
     counts, vectors = tensors.get(_COUNTS), tensors.get(_VECTORS)
     if counts is None or vectors is None or vectors.dim() != 3 or not len(vectors):

@@ -23,6 +23,7 @@ from bnn.inference.laplace.selection import last_layer
 from bnn.inference.laplace.unknowns import Unknowns
 from bnn.inference.last_layer import LinearLayer, features_of, linear_layer
 from bnn.inference.objective import Objective, Params, Terms
+from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.layout import Layout
 from bnn.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from bnn.model import BNN
@@ -57,8 +58,12 @@ class VBLL(GradientMethod):
 
     def objective(self, model: BNN, n_data: int, backend: Backend = "auto") -> Objective:
         """The loss; see `GradientMethod.loss`."""
+        refuse_uncertain_inputs(model, "VBLL")
         if _gap(model.likelihood) is None:
-            raise ValueError(f"VBLL knows no bound for {model.likelihood!r}: it takes Gaussian, Categorical, Bernoulli")
+            raise ValueError(
+                f"VBLL knows no bound for {model.likelihood!r}: it takes Gaussian, Categorical (without smoothing) and "
+                "Bernoulli, without missing targets"
+            )
         return VBLLLoss(self, model, n_data, backend)
 
 
@@ -184,4 +189,6 @@ _GAPS: dict[type[Likelihood], Gap] = {
 
 
 def _gap(likelihood: Likelihood) -> Gap | None:
+    if likelihood.missing or (isinstance(likelihood, Categorical) and likelihood.smoothing):
+        return None
     return next((gap for kind, gap in _GAPS.items() if isinstance(likelihood, kind)), None)

@@ -19,7 +19,7 @@ from torch import Tensor
 from bnn.approximations.blocks import Block, Diagonal, from_precision
 from bnn.data import Source
 from bnn.inputs import slice_inputs
-from bnn.likelihoods import Likelihood, OutputFisher
+from bnn.likelihoods import Likelihood, OutputFisher, present_root
 from bnn.linearised import chunks, jacobian
 from bnn.model import BNN
 
@@ -139,14 +139,16 @@ def output_root(
     flat = outputs.reshape(len(outputs), -1)
 
     def density(row: Tensor, target: Tensor) -> Tensor:
-        return likelihood.distribution(row.reshape(1, *outputs.shape[1:]), latents).log_prob(target[None]).sum()
+        return likelihood.observation(row.reshape(1, *outputs.shape[1:]), latents).log_prob(target[None]).sum()
 
     if kind == "empirical_fisher":
         return torch.func.vmap(torch.func.grad(density))(flat, y).unsqueeze(-1)
     if isinstance(likelihood, OutputFisher):
-        return likelihood.fisher_root(outputs, latents)
+        return present_root(likelihood, likelihood.fisher_root(outputs, latents), outputs, y)
     values, vectors = torch.linalg.eigh(-torch.func.vmap(torch.func.jacrev(torch.func.grad(density)))(flat, y))
-    return vectors * values.clamp(min=0).sqrt().unsqueeze(-2)
+    # Differentiable by the likelihood's unknowns. Where a value is 0 or two are equal, vectors and root are not.
+    roots = torch.where(values > 0, values, 1.0).sqrt() * (values > 0)
+    return vectors.detach() * roots.unsqueeze(-2)
 
 
 def exact_curvature(place: Place, source: Source, covariance: Literal["full", "diag"]) -> Curvature:

@@ -119,7 +119,7 @@ class Evidence:
         shares = self._shares(latents)
         pieces = zip(self.curvature.blocks, self._precisions(hyper, trace), strict=True)
         log_det = torch.stack([block.log_det(shares, precision) for block, precision in pieces]).sum()
-        likelihood = self.likelihood.distribution(self._outputs, latents).log_prob(self._targets).sum()
+        likelihood = self.likelihood.observation(self._outputs, latents).log_prob(self._targets).sum()
         return likelihood / self.temperature + prior + 0.5 * sum(self._sizes) * math.log(2 * math.pi) - 0.5 * log_det
 
     def blocks(self, vector: Tensor) -> list[Block]:
@@ -222,6 +222,6 @@ def log_marginal_likelihood(posterior: Posterior, data: Data, n_data: int | None
         latents, trace = unknowns_trace(model, own, hyper, posterior.points)
         for batch in source.batches():
             outputs = model.forward(own, batch.x, posterior.state)
-            total += float(model.likelihood.distribution(outputs, latents).log_prob(batch.y).double().sum())
+            total += float(model.likelihood.observation(outputs, latents).log_prob(batch.y).double().sum())
         prior = sum(float(log_prior(trace, name, None)) for name in local.random_sites)
     return total + prior + 0.5 * len(local.where) * math.log(2 * math.pi) + 0.5 * float(local.log_det())

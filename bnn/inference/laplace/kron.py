@@ -110,7 +110,9 @@ def kron_curvature(place: Place, source: Source) -> Curvature:
         for layer, g in zip(layers.values(), gradients, strict=True):
             rule = rule_of(layer.module)
             assert rule is not None  # `_layers` has seen to it
-            rule(layer, layer.inputs.pop().detach(), g, place.split)
+            a = layer.inputs.pop().detach()
+            # Under autocast a layer may run in half precision; the sums over rows need more.
+            rule(layer, a.to(f.dtype) if a.is_floating_point() else a, g.to(f.dtype), place.split)
         outputs.append(f.detach())
         targets.append(batch.y)
     blocks = _blocks(place, layers, source.n)

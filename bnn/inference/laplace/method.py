@@ -22,8 +22,10 @@ from bnn.inference.laplace.mode import Mode, Of, find_mode
 from bnn.inference.laplace.selection import random_weights
 from bnn.inference.laplace.unknowns import Scales, Unknowns, unknowns_trace
 from bnn.inference.map import MAP
+from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inputs import row_shapes
 from bnn.layout import Layout
+from bnn.likelihoods import refuse_training_weights
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.random import isolated, other_seed
@@ -93,6 +95,8 @@ class Laplace(Method):
         """Find the mode, take the curvature there, set the hyper-parameters; see `bnn.fit`."""
         started = time.perf_counter()
         refuse_weight(run)
+        refuse_training_weights(model.likelihood, "Laplace")
+        refuse_uncertain_inputs(model, "Laplace")
         source = as_source(data, model.likelihood, model.like, _ROWS, n_data=run.n_data)
         with isolated(other_seed(run.seed, "curvature"), model.like.device):
             fit = _Fit(self, model, source, Unknowns(model, self.scales, tuned=self.tune is not None))

@@ -34,11 +34,16 @@ def random_weights(model: BNN, weights: str | tuple[str, ...] | list[str], unkno
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in weights)]
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and torch.equal(one.flatten().to(other.dtype), other.flatten())
+
+
 def last_layer(model: BNN, names: list[str], x: Inputs) -> str:
     """The name of the module whose own output is the network's, up to its shape.
 
     Raises:
-        ValueError: The module with weights that runs last does not give the network's output.
+        ValueError: The module with weights that runs last does not give the network's output; it has others within it;
+            its weight is shared with another.
     """
     owners = {name.rpartition(".")[0] for name in names}
     last: list[tuple[str, Tensor]] = []
@@ -57,9 +62,19 @@ def last_layer(model: BNN, names: list[str], x: Inputs) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if last and last[-1][1].numel() == outputs.numel() and torch.equal(last[-1][1].flatten(), outputs.flatten()):
-        return last[-1][0]
-    seen = f"the last module with weights that ran is {last[-1][0]!r}, and what it gives is changed" if last else "none"
+    # Modules end in the order from within: the network itself, if it has weights beside those of its modules, is last.
+    while len(last) > 1 and _same(last[-1][1], outputs) and _same(last[-2][1], outputs):
+        last.pop()
+    found = last[-1][0] if last else ""
+    inside = sorted(owner for owner in owners if owner != found and owner.startswith(f"{found}." if found else ""))
+    shared = {name: first for name, first in model.ties.items() if name.rpartition(".")[0] not in owners}
+    if last and _same(last[-1][1], outputs) and not inside:
+        return found
+    seen = f"the last module with weights that ran is {found!r}, and what it gives is changed" if last else "none"
+    if last and inside:
+        seen = f"the last module with weights of its own that ran is {found!r}, which has others within it: {inside}"
+    if shared:
+        seen += f"; shared weights count where they stand first: {shared}"
     raise ValueError(
         f"there is no last layer to be found, whose output is the network's ({seen}): name it, weights=['NAME.*']"
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from bnn.distributions import base, loc_and_scale
 from bnn.layout import Layout
 from bnn.model import BNN
+from bnn.priors.elastic_net import ElasticNetLaw
 
 Scales = Literal["model", "group", "layer"]
 Values = dict[str, Tensor]
@@ -146,11 +147,11 @@ def prior_precision(trace: Trace, name: str, factor: Tensor | None) -> Tensor:
     if isinstance(fn, dist.Normal):
         scale = loc_and_scale(node["fn"])[1]
         return (scale if factor is None else scale * factor).expand(value.shape).reshape(-1).square().reciprocal()
-    if isinstance(fn, dist.Laplace):
+    if isinstance(fn, dist.Laplace | ElasticNetLaw):
         raise ValueError(
-            f"the prior of {name!r} is a Laplace (L1) density, which has no curvature: its logarithm is straight, with "
-            "a kink at the centre. A Laplace approximation needs a smooth prior, such as bnn.priors.Normal; or name "
-            "other weights in weights="
+            f"the prior of {name!r} is a {type(fn).__name__}, with an L1 penalty in it, which has no curvature: its "
+            "logarithm is straight, with a kink at the centre. A Laplace approximation needs a smooth prior, such as "
+            "bnn.priors.Normal; or name other weights in weights="
         )
     if fn.event_shape:
         raise ValueError(f"the prior of {name!r} ({type(fn).__name__}) is not one of independent numbers")

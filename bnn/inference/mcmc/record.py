@@ -44,7 +44,7 @@ class Record:
         self.num_samples, self.warmup, self.keep_every = num_samples, warmup, keep_every
         #: Draws a chain, warm-up among them, until it is done.
         self.total = warmup + num_samples * keep_every
-        self._store = open_store(target.objective, run.store, chains, num_samples)
+        self._store = open_store(target.objective, run.store, chains, num_samples, target.kept)
         self._statistics = torch.zeros(len(names), chains, num_samples, dtype=self._store.vectors.dtype)
         #: Draws that each chain has made.
         self.counts = [0] * chains
@@ -61,7 +61,7 @@ class Record:
         place, left = divmod(index + 1, self.keep_every)
         if index >= 0 and not left and place <= self.num_samples:
             self._statistics[:, chain, place - 1] = statistics
-            self._store.append_to(chain, draw)
+            self._store.append_to(chain, draw[: self.target.kept.size])
         self.counts[chain] += 1  # last: what Ctrl-C leaves half-written does not count
 
     def posterior(self, method: Method, model: BNN, run: Run, history: History) -> Posterior:
@@ -79,7 +79,7 @@ class Record:
         settings = {"n_data": objective.n_data, "seed": run.seed, "compile": history.backend}
         return Posterior(
             model,
-            Chains(objective.latents, self._store.finished(count), statistics),
+            Chains(self.target.kept, self._store.finished(count), statistics),
             points={},
             state=objective.state,
             history=history,

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -65,8 +66,10 @@ def sample(method: MCMC, trajectory: Trajectory, model: BNN, data: Data, run: Ru
     started = time.perf_counter()
     with isolated(other_seed(run.seed, "fit"), model.like.device):
         target = Target(method, model, data, run)
-        chains = _Chains(method, trajectory, target, run, target.starts(method.chains))
-        chains.run()
+        # A step that is far too large leads to NaN: that is its answer, and no error to be told in words.
+        with pyro.validation_enabled(False):
+            chains = _Chains(method, trajectory, target, run, target.starts(method.chains))
+            chains.run()
     backend = " + ".join(dict.fromkeys(chains.program.backends))
     history = History(seconds=time.perf_counter() - started, backend=backend, notes=target.notes)
     return chains.record.posterior(method, model, run, history)

@@ -14,7 +14,10 @@ from bnn.inference.mcmc.machine import Potential
 from bnn.inference.particles import starts, what_is_fixed
 from bnn.inference.point import PointLoss
 from bnn.inputs import row_shapes
+from bnn.layout import Layout
+from bnn.likelihoods import refuse_training_weights
 from bnn.model import BNN
+from bnn.precision import network_dtype
 
 
 class Target:
@@ -46,7 +49,11 @@ class Target:
         n = len(self.batch.y)
         if n != source.n:
             raise ValueError(f"n_data is {source.n}, but the loader gave {n} rows: MCMC needs all of them")
-        self.objective = PointLoss(method, model, n, coordinates="unconstrained")
+        sites = model.sites()
+        local = model.sites(self.batch.x).latents[len(sites.latents) :]
+        self.objective = PointLoss(method, model, n, coordinates="unconstrained", local=local)
+        #: What is kept of a draw: the unknowns of the rows come last, and are not.
+        self.kept = Layout(sites.latents)
         self.objective.eval()
         self.objective.input_shapes = row_shapes(self.batch.x)
         self.objective.check(self.batch)
@@ -54,11 +61,12 @@ class Target:
         #: What the density depends on besides the point: arguments of a captured program.
         self.tensors = [*self.objective.state.values(), self.objective.temperature, *self.batch.leaves]
         self.size = self.objective.latents.size
-        if self.objective.latents.dtype in (torch.float16, torch.bfloat16):
+        if network_dtype() is not None:
             raise ValueError(
-                f"{name} needs single or double precision, not {self.objective.latents.dtype}: net.float()"
+                f"{name} cannot run under autocast to {network_dtype()}: the density of a point has to be right to "
+                "many digits for a proposal to be accepted. Call fit outside of it"
             )
-        if not self.size:
+        if not self.kept.size:
             raise ValueError("no parameter has a prior: there is nothing to sample")
 
     def potential(self, tensors: list[Tensor]) -> Potential:
@@ -81,7 +89,8 @@ class Target:
 
     def starts(self, chains: int) -> Tensor:
         """Where the chains start, ``(chains, D)``: apart from each other, so that R-hat can tell."""
-        q = starts(self.method, self.objective.model, self.objective.latents, chains)
+        q = starts(self.method, self.objective.model, self.kept, chains)
+        q = torch.cat([q, torch.randn(chains, self.size - self.kept.size, dtype=q.dtype, device=q.device)], dim=1)
         if self.method.init == "net" or bool((q[:1] == q).all(1).sum() > 1):
             q = q + 0.1 * torch.randn_like(q)
         return q
@@ -103,6 +112,7 @@ def refuse_what_is_no_density(model: BNN, weight: Any, method: str) -> None:
         )
     if weight is not None:
         raise ValueError(f"{method} samples a density, and weight= makes training weights of rows: leave it out")
+    refuse_training_weights(model.likelihood, method)
     for name, module in model.net.named_modules():
         if not isinstance(module, _BatchNorm):
             continue
