@@ -14,6 +14,10 @@ __version__ = "0.1.0"
 _HOME = {
     "Auto": "bnn.inference",
     "BNN": "bnn.model",
+    "BayesianClassifier": "bnn.estimators",
+    "BayesianModuleClassifier": "bnn.estimators",
+    "BayesianModuleRegressor": "bnn.estimators",
+    "BayesianRegressor": "bnn.estimators",
     "ChEES": "bnn.inference",
     "Ensemble": "bnn.inference",
     "Flow": "bnn.inference",
@@ -38,10 +42,12 @@ _HOME = {
     "SGLD": "bnn.inference",
     "SGHMC": "bnn.inference",
     "SVGD": "bnn.inference",
+    "compare": "bnn.analysis",
     "fit": "bnn.inference",
     "load": "bnn.posterior",
+    "stack": "bnn.analysis",
 }
-_SUBMODULES = ("analysis", "inference", "likelihoods", "plots", "priors")
+_SUBMODULES = ("analysis", "inference", "likelihoods", "nets", "plots", "priors")
 
 __all__ = [
     "BNN",
@@ -56,6 +62,10 @@ __all__ = [
     "SWAG",
     "VBLL",
     "Auto",
+    "BayesianClassifier",
+    "BayesianModuleClassifier",
+    "BayesianModuleRegressor",
+    "BayesianRegressor",
     "ChEES",
     "Ensemble",
     "Flow",
@@ -71,16 +81,26 @@ __all__ = [
     "Prediction",
     "Variational",
     "analysis",
+    "compare",
     "fit",
     "inference",
     "likelihoods",
     "load",
+    "nets",
     "plots",
     "priors",
+    "stack",
 ]
 
 if TYPE_CHECKING:
-    from bnn import analysis, inference, likelihoods, plots, priors
+    from bnn import analysis, inference, likelihoods, nets, plots, priors
+    from bnn.analysis import compare, stack
+    from bnn.estimators import (
+        BayesianClassifier,
+        BayesianModuleClassifier,
+        BayesianModuleRegressor,
+        BayesianRegressor,
+    )
     from bnn.history import History
     from bnn.inference import (
         HMC,

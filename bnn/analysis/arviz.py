@@ -6,7 +6,9 @@ which is the same in both.
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +18,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from bnn.data import as_batch
+from bnn.analysis.density import log_prior_by_site
+from bnn.data import Batch, as_batch
 from bnn.files import versions
 from bnn.inputs import Inputs, as_inputs
 from bnn.posterior import Posterior
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 #: What ArviZ and netCDF need for themselves.
 _RESERVED = ("chain", "draw", "sample")
+#: Draws of uncertain inputs over which the likelihood of a row is averaged.
+_INPUT_DRAWS = 100
 
 
 def to_arviz(
@@ -38,13 +43,16 @@ def to_arviz(
     num: int | None = None,
     seed: int = 0,
     predict_x: Any = None,
+    log_prior: bool = False,
 ) -> xarray.DataTree:
     """A posterior as a tree in ArviZ's schema, for any method.
 
     Groups: ``posterior`` (every site, by its own name); ``sample_stats`` of a sampler that keeps any (divergences,
     energies, step sizes, ...); with x and y ``posterior_predictive``, ``log_likelihood`` (of
     each row by itself, never scaled to a whole data set), ``observed_data``, ``constant_data``; with `predict_x`
-    ``predictions`` and ``predictions_constant_data``. Parameters learned without a prior are in ``constant_data``.
+    ``predictions`` and ``predictions_constant_data``; with `log_prior` the group of that name, for ArviZ's power
+    scaling: log p of each site given those before it, summed over its numbers. Parameters learned without a prior are
+    in ``constant_data``.
     A draw of a predictive group belongs to the draw of the weights at the same place.
 
     The dimensions are ``chain``, ``draw``, ``row`` (of x and y), ``prediction_row`` (of `predict_x`), and, for all
@@ -61,6 +69,7 @@ def to_arviz(
         num: Draws over all chains, evenly spaced in each; ``None``: all of a finite posterior, 200 of a continuous one.
         seed: Of the draws and of the predictive noise.
         predict_x: Further inputs, to predict.
+        log_prior: Whether to work out the prior's density at every draw.
 
     Returns:
         The tree. ``tree.to_netcdf(path, engine="h5netcdf")`` writes it.
@@ -73,18 +82,22 @@ def to_arviz(
 
     _check_both(x, y)
     model = posterior.model
-    values, shape = _draws(posterior, num, seed)
+    values, shape = chained_draws(posterior, num, seed)
     # Where each draw is a net of its own, its buffers (batch statistics) come with it: these are no unknowns.
     buffers = set(model.state())
     groups = {"posterior": _drawn({name: v for name, v in values.items() if name not in buffers}, shape)}
+    if log_prior:
+        latent = {site.name: values[site.name] for site in model.sites().latents}
+        groups["log_prior"] = _drawn(log_prior_by_site(model, latent, posterior.points), shape)
     if posterior.approximation.statistics:
         groups["sample_stats"] = _statistics(posterior, shape)
     points = {name: _Variable(value) for name, value in posterior.points.items()}
     if x is not None:
-        batch = as_batch(x, y, model.likelihood, model.like)
+        batch = as_batch(x if model.readings is None else model.read(x), y, model.likelihood, model.like)
         prediction = posterior.predict(batch.x, values)
         groups["posterior_predictive"] = _drawn({"y": _noisy(prediction, seed)}, shape, "row")
-        groups["log_likelihood"] = _drawn({"y": prediction.log_prob_draws(batch.y)}, shape, "row")
+        log_p = prediction.log_prob_draws(batch.y) if model.readings is None else _marginal(posterior, values, batch)
+        groups["log_likelihood"] = _drawn({"y": log_p}, shape, "row")
         groups["observed_data"] = {"y": _Variable(batch.y, ("row",))}
         groups["constant_data"] = _inputs(batch.x, "row")
         _check_apart(groups["constant_data"], points)
@@ -101,6 +114,12 @@ def to_arviz(
     tree = xarray.DataTree.from_dict({name: _dataset(name, group, attributes) for name, group in groups.items()})
     tree.attrs = attributes
     return tree
+
+
+def _marginal(posterior: Posterior, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """``log p(y | w)`` of each draw and row where inputs are uncertain: averaged over draws of these, ``(s, n)``."""
+    each = (posterior.predict(batch.x, values, seed=i).log_prob_draws(batch.y) for i in range(_INPUT_DRAWS))
+    return functools.reduce(torch.logaddexp, each) - math.log(_INPUT_DRAWS)
 
 
 class _Variable(NamedTuple):
@@ -141,7 +160,7 @@ def _inputs(x: Inputs, row: str) -> _Group:
     return {name: _Variable(leaf, (row,)) for name, leaf in x.items()}
 
 
-def _draws(posterior: Posterior, num: int | None, seed: int) -> tuple[dict[str, Tensor], tuple[int, int]]:
+def chained_draws(posterior: Posterior, num: int | None, seed: int) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """Draws of all sites, chain after chain, and the numbers of chains and draws a chain."""
     shape = posterior.approximation.shape
     if shape is None:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bnn.analysis.scores import accuracy, estimate, expected_calibration_error, interval_coverage, log_density, rmse
+from bnn.analysis import accuracy, expected_calibration_error, interval_coverage, log_density, paired, rmse
 from bnn.demo.problems import Problem
 from bnn.inference import Method
 from bnn.posterior import Posterior
@@ -47,10 +47,12 @@ def score(made: Fit) -> Score:
     """A fit on its test rows."""
     prediction, y = made.prediction, made.problem.test[1]
     density = log_density(prediction, y)
-    common = (made.problem.name, made.label, len(y), *density, made.posterior.history.seconds)
+    seconds = made.posterior.history.seconds
+    common = (made.problem.name, made.label, len(y), density.mean, density.standard_error, seconds)
     if made.problem.regression:
-        return Score(*common, rmse=rmse(prediction, y), coverage=interval_coverage(prediction, y, _LEVEL))
-    return Score(*common, accuracy=accuracy(prediction, y), ece=expected_calibration_error(prediction, y, _BINS))
+        return Score(*common, rmse=rmse(prediction, y).mean, coverage=interval_coverage(prediction, y, _LEVEL).mean)
+    ece = expected_calibration_error(prediction, y, _BINS).mean
+    return Score(*common, accuracy=accuracy(prediction, y).mean, ece=ece)
 
 
 def table(scores: Sequence[Score]) -> list[str]:
@@ -94,7 +96,7 @@ def closing_sentence(fits: Sequence[Fit]) -> list[str]:
     verdicts = []
     for first, second in zip(fits[::2], fits[1::2], strict=True):
         y = first.problem.test[1]
-        gain = estimate(second.prediction.log_prob(y) - first.prediction.log_prob(y))
+        gain = paired(log_density(second.prediction, y), log_density(first.prediction, y))
         clear = abs(gain.mean) > 2 * gain.standard_error
         how = ("more likely" if gain.mean > 0 else "less likely") if clear else "about as likely"
         verdicts.append(f"the test rows of {first.problem.name} {how} ({gain:+.3f} nats a row)")

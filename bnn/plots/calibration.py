@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnn.analysis.scores import calibration_bins, expected_calibration_error, pit
-from bnn.plots.style import BLUE, GREY, Array, array, legend, one, percent
+from bnn.analysis import expected_calibration_error, pit
+from bnn.analysis import reliability as bins_with_bands
+from bnn.plots.style import BLUE, GREY, SKY, Array, array, legend, one, percent
 from bnn.prediction import Prediction
 
 #: Probability of the bands in which a calibrated prediction stays.
@@ -58,7 +59,7 @@ def reliability(prediction: Prediction, y: Any, ax: Axes | None = None, bins: in
     """How often the predicted class is right, against the probability that it was given.
 
     Rows are put into bins of equal width by the probability of their predicted class. The bar of a bin holds 95 % of
-    what a calibrated prediction would give with that number of rows (binomial).
+    what a calibrated prediction would give with these rows, by simulation: see `bnn.analysis.reliability`.
 
     Args:
         prediction: Of n rows, with class probabilities.
@@ -66,10 +67,12 @@ def reliability(prediction: Prediction, y: Any, ax: Axes | None = None, bins: in
         ax: Where to draw.
         bins: Number of bins on [0, 1].
     """
-    table = calibration_bins(prediction, y, bins)
+    found = bins_with_bands(prediction, y, bins, level=_CONSISTENCY)
+    table = found.bins
     filled = array(table.counts) > 0
-    counts, confidence, accuracy = (array(value)[filled] for value in (table.counts, table.confidence, table.accuracy))
-    low, high = _consistent(confidence, counts)
+    counts, confidence, accuracy, low, high = (
+        array(value)[filled] for value in (table.counts, table.confidence, table.accuracy, found.low, found.high)
+    )
     ax = one(ax, size=(5.0, 5.0))
     ax.plot(
         [0, 1],
@@ -86,12 +89,48 @@ def reliability(prediction: Prediction, y: Any, ax: Axes | None = None, bins: in
         ax.annotate(f"{count}", (x, top), (0, 5), textcoords="offset points", ha="center", fontsize="x-small")
     # The predicted class of k has at least the probability 1/k.
     least = 1 / prediction.probs.shape[-1] if prediction.likelihood.labels else 0.5
-    error = expected_calibration_error(prediction, y, bins)
+    error = expected_calibration_error(prediction, y, bins).mean
     # The upper quarter is the legend's.
     ax.set(xlim=(least - 0.03 * (1 - least), 1 + 0.03 * (1 - least)), ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))
     ax.set(xlabel="probability given to the predicted class", ylabel="share of rows where it is right")
-    ax.set_title(f"calibration error (ECE) {percent(error)}")
+    usual = float(found.errors[int(_CONSISTENCY * len(found.errors))])
+    ax.set_title(
+        f"calibration error (ECE) {percent(error)}; chance alone gives up to {percent(usual)}", fontsize="medium"
+    )
     legend(ax, "upper left")
+    return ax
+
+
+def pit_histogram(prediction: Prediction, y: Any, ax: Axes | None = None, bins: int = 10) -> Axes:
+    """Where the targets lie within their predicted distributions: equally often everywhere if it is calibrated.
+
+    Probability integral transforms (Dawid, JRSS A 147, 1984; Gneiting, Balabdaoui and Raftery, JRSS B 69, 2007). The
+    band holds 95 % of the bars of a calibrated prediction of this number of rows, bar by bar (binomial).
+
+    Args:
+        prediction: Of n rows, with quantiles.
+        y: ``(n,)`` or ``(n, k)``; outputs count one by one, and the band is that of n targets.
+        ax: Where to draw.
+        bins: Number of bars.
+    """
+    if bins < 2:
+        raise ValueError(f"a histogram has at least 2 bars, not {bins}")
+    values = array(pit(prediction, y)).ravel()
+    rows = prediction.num_rows
+    edges = np.linspace(0, 1, bins + 1)
+    heights = bins * np.histogram(values, edges)[0] / len(values)
+    low, high = (bins * end for end in _consistent(np.full(1, 1 / bins), rows))
+    ax = one(ax)
+    ax.stairs(heights, edges, fill=True, color=SKY, alpha=0.8, label="this model")
+    ax.stairs(heights, edges, color=BLUE, linewidth=1)
+    label = f"where a calibrated model stays, 95 % ({rows} rows)"
+    ax.fill_between([0, 1], low, high, color=GREY, alpha=0.35, linewidth=0, label=label)
+    ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="calibrated")
+    top = max(float(heights.max()), float(high[0]))
+    ax.set(xlim=(0, 1), ylim=(0, 1.45 * top), ylabel="rows against what is expected")
+    ax.set_xlabel("place of the target in its predicted distribution (0: below all of it)")
+    ax.set_title("high at both ends: too narrow; in the middle: too wide; at one: shifted", fontsize="small")
+    legend(ax, "upper center")
     return ax
 
 

@@ -123,7 +123,7 @@ def predicted_against_observed(
 
 def _mean_band(prediction: Prediction, level: float, output: int | None) -> Array:
     """Quantiles over draws of the mean given the draw: ``(2, n)``."""
-    means = array(prediction.distribution().mean).reshape(prediction.num_draws, *prediction.mean.shape)
+    means = array(prediction.means)
     chosen = np.stack([_one_output(draw, output) for draw in means])
     return np.quantile(chosen, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
