@@ -45,6 +45,7 @@ _HOME = {
     "compare": "bnn.analysis",
     "fit": "bnn.inference",
     "load": "bnn.posterior",
+    "report": "bnn.reporting",
     "stack": "bnn.analysis",
 }
 _SUBMODULES = ("analysis", "inference", "likelihoods", "nets", "plots", "priors")
@@ -89,6 +90,7 @@ __all__ = [
     "nets",
     "plots",
     "priors",
+    "report",
     "stack",
 ]
 
@@ -130,6 +132,7 @@ if TYPE_CHECKING:
     from bnn.model import BNN
     from bnn.posterior import Posterior, load
     from bnn.prediction import Prediction
+    from bnn.reporting import report
 
 
 def __getattr__(name: str) -> Any:

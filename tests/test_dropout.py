@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pickle
 
 import pytest
 import torch
@@ -32,6 +33,14 @@ def data(rows: int = 24) -> tuple[Tensor, Tensor]:
         torch.manual_seed(6)
         x = torch.randn(rows, 4).double() + 0.5
         return x, x.sum(1, keepdim=True) + 0.5 * torch.randn(rows, 1).double()
+
+
+def test_a_posterior_goes_through_pickle_in_memory() -> None:
+    """As joblib sends it to another process. Tensors made inside a gradient could not."""
+    x, y = data(5)
+    posterior = fit(model_of(linear()), (x, y), bnn.MCDropout(epochs=2), seed=0)
+    again = pickle.loads(pickle.dumps(posterior))
+    torch.testing.assert_close(again.predict(x, 5).mean, posterior.predict(x, 5).mean, rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------- the law of predictions

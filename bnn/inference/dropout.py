@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_map
 
-from bnn.approximations import Approximation, Thinned, Values
+from bnn.approximations import Approximation, Thinned
 from bnn.capture import Backend
 from bnn.data import Batch
 from bnn.inference.base import GradientMethod
@@ -62,7 +62,7 @@ class DropoutLoss(Objective):
     def __init__(self, method: MCDropout, model: BNN, n_data: int, backend: Backend):
         super().__init__(method, model, n_data, backend)
         self._dropouts = _dropout_modules(self.model.net)
-        self._rates: Values | None = None
+        self._rates: dict[str, tuple[list[int], float]] | None = None
 
     def initial(self) -> dict[str, Tensor]:
         """One flat vector of unconstrained numbers."""
@@ -74,8 +74,8 @@ class DropoutLoss(Objective):
             self._rates = self._find_rates(self.model.expected(batch.x))
         return point_terms(self, params, points, batch, state, "own")
 
-    def _find_rates(self, x: Inputs) -> Values:
-        """``{module: tensor}``, of the mask's shape, full of the rate."""
+    def _find_rates(self, x: Inputs) -> dict[str, tuple[list[int], float]]:
+        """``{module: (the mask's shape, the rate)}``: numbers, since tensors made inside a gradient belong to it."""
         like = self.model.like
         values, points, _ = self._start
         weights = self.model.weights(values, points)
@@ -97,14 +97,16 @@ class DropoutLoss(Objective):
         rates = {}
         for name, module in self._dropouts.items():
             mask = _mask_shape(name, module, shapes[0].get(name, []), shapes[1].get(name, []))
-            rates[name] = torch.full(mask, module.p, dtype=like.dtype, device=like.device)
+            rates[name] = (mask, float(module.p))
         return rates
 
     def approximation(self, params: Params) -> Approximation:
         """The point, and masks."""
         if self._rates is None:
             raise ValueError("the size of the dropout masks is known once the loss has seen a batch")
-        return Thinned(point_values(self, params), self._rates)
+        like = self.model.like
+        rates = {name: like.new_full(mask, rate) for name, (mask, rate) in self._rates.items()}
+        return Thinned(point_values(self, params), rates)
 
 
 def _dropout_modules(net: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Which method an estimator runs: what `bnn.fit` takes, with the training settings that were given beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from bnn.forward import depends_on_mode
+from bnn.inference import MAP, METHODS, NUTS, Auto, Laplace, MeanField, Method
+from bnn.inference.auto import choose
+from bnn.inference.base import Run
+from bnn.model import BNN
+
+#: Optimiser steps that training is given under "auto": standardised tables need fewer than `bnn.Auto` gives any net.
+#: More for many rows: at least so many epochs.
+_STEPS, _EPOCHS, _BATCH = 1500, 50, 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A method, and why it was chosen where ``method="auto"`` chose it."""
+
+    method: Method
+    why: str | None = None
+
+
+def chosen(
+    method: str | Method, model: BNN, rows: int, run: Run, training: Mapping[str, Any], *, own: bool, stream: bool
+) -> Chosen:
+    """The method to fit by.
+
+    ``"auto"`` is, in this order: `bnn.NUTS` where `bnn.Auto` takes it; `bnn.Laplace`, which sets the noise scale by the
+    marginal likelihood, where there is one to set, prior and likelihood are the estimator's own and every layer is
+    linear (a joint mode of weights and noise scale takes part of the noise for signal); what `bnn.Auto` takes. Under
+    `stream` it is `bnn.MeanField`, whose posterior can be a prior of many weights.
+
+    Args:
+        method: As in `bnn.fit`.
+        model: What is fitted.
+        rows: Of training.
+        run: As in `bnn.fit`: weights and held-out rows bear on the choice.
+        training: Settings of gradient training (epochs, lr, ...) that were given; under ``"auto"`` they ask for it.
+        own: Whether prior and likelihood are the estimator's defaults.
+        stream: Whether the posterior is to be the prior of further rows.
+
+    Raises:
+        ValueError: An unknown name; training settings for a method that does not train.
+        TypeError: No method.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            near = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
+        method = METHODS[method]()
+    if not isinstance(method, Method):
+        raise TypeError(f"method is a name or a method such as bnn.MAP(epochs=200), not {method!r}")
+    if isinstance(method, Auto):
+        found = _auto(model, rows, run, training, own=own, stream=stream)
+        return Chosen(trained(found.method, training), found.why)
+    return Chosen(trained(method, training))
+
+
+def _auto(model: BNN, rows: int, run: Run, training: Mapping[str, Any], *, own: bool, stream: bool) -> Chosen:
+    epochs = max(_EPOCHS, -(-_STEPS * min(_BATCH, rows) // rows))
+    if stream:
+        return Chosen(MeanField(epochs=epochs), "the posterior is to be the prior of the next rows")
+    found, why = choose(model, rows, run)
+    if training and isinstance(found, NUTS):
+        # A callback goes with training, so that what trains is chosen.
+        found, why = choose(model, rows, dataclasses.replace(run, callbacks=(lambda _: None,)))
+        why = f"{', '.join(training)} asked for training"
+    plain = run.weight is None and run.validation is None and not depends_on_mode(model.net)
+    noise = any(site.name.startswith("likelihood.") for site in model.sites().latents)
+    if own and noise and plain and not isinstance(found, NUTS) and _linear_layers(model.net):
+        return Chosen(Laplace(of=MAP(epochs=epochs)), f"{why}; its noise scale is set by the marginal likelihood")
+    return Chosen(found if isinstance(found, NUTS) else trained(found, {"epochs": epochs}), why)
+
+
+def _linear_layers(net: nn.Module) -> bool:
+    """Whether all parameters belong to linear layers, whose curvature has Kronecker factors."""
+    holders = [module for module in net.modules() if any(True for _ in module.parameters(recurse=False))]
+    return all(isinstance(module, nn.Linear) for module in holders)
+
+
+def trained(method: Method, training: Mapping[str, Any]) -> Method:
+    """The method with these training settings, or with them in the method that it is made of.
+
+    Raises:
+        ValueError: It has none of them.
+    """
+    if not training:
+        return method
+    fields = {field.name for field in dataclasses.fields(method)}
+    if set(training) <= fields:
+        return dataclasses.replace(method, **training)
+    inner = getattr(method, "of", None)
+    if isinstance(inner, Method):
+        return dataclasses.replace(method, **{"of": trained(inner, training)})
+    unknown = sorted(set(training) - fields)
+    raise ValueError(
+        f"{', '.join(unknown)}: {type(method).__name__} has no such setting (its own are {', '.join(sorted(fields))}); "
+        "give the settings with the method, as in method=bnn.MAP(epochs=200)"
+    )
