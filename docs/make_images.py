@@ -1,7 +1,7 @@
-"""Make the picture of the README, docs/images/uncertainty.png: python docs/make_images.py [--out FOLDER] [--quick].
+"""Make the pictures of the documentation, docs/images/*.png: python docs/make_images.py [--out FOLDER] [--quick].
 
-With the same versions of the libraries it is the same file again: every random number has its seed, and nothing of the
-surroundings (date, program) is written into it.
+With the same versions of the libraries they are the same files again: every random number has its seed, and nothing of
+the surroundings (date, program) is written into them.
 """
 
 from __future__ import annotations
@@ -78,21 +78,104 @@ def unseen(axes: Axes, epochs: int) -> None:
     axes.legend(loc="upper right", frameon=False)
 
 
+def uncertainty(*, quick: bool) -> Figure:
+    """The picture of the README."""
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    band(left, epochs=2 if quick else 2000)
+    unseen(right, epochs=2 if quick else 400)
+    return figure
+
+
+GRID = torch.linspace(-3, 3, 61).unsqueeze(1)
+
+
+def tanh_net(depth: int, width: int = 50, outputs: int = 1) -> nn.Module:
+    """A network of one input."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(1 if i == 0 else width, width), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+def functions(
+    axes: Axes, net: nn.Module, prior: bnn.priors.Prior, title: str, draws: int, limit: float, num: int
+) -> None:
+    """Functions drawn from a prior; what lies outside the limits is cut off."""
+    model = bnn.BNN(net, prior, bnn.likelihoods.Gaussian(1.0))
+    bnn.plots.prior_functions(model.prior_predictive(GRID, draws), GRID, axes, num=num)
+    axes.get_legend().remove()
+    axes.set(title=title, xlabel="", ylabel="", ylim=(-limit, limit))
+
+
+def prior_sizes(*, quick: bool) -> Figure:
+    """Depth and width, with the scale divided by the root of the fan-in and without."""
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True, sharey="row")
+    rows = ((bnn.priors.Normal("fan_in"), 'Normal("fan_in")', 4), (bnn.priors.Normal(1.0), "Normal(1.0)", 25))
+    for row, (prior, name, limit) in zip(panels, rows, strict=True):
+        for axes, (depth, width) in zip(row, ((1, 5), (1, 50), (3, 50), (8, 50)), strict=True):
+            title = f"{depth} {'layer' if depth == 1 else 'layers'} of {width}"
+            functions(axes, tanh_net(depth, width), prior, title, 20 if quick else 400, limit, num=4)
+        row[0].set_ylabel(f"{name}\nf(x)")
+    return figure
+
+
+def prior_families(*, quick: bool) -> Figure:
+    """Families of weights at one size of network, each weight of variance 1 / fan-in where it has one."""
+    priors = {
+        "Normal": bnn.priors.Normal("fan_in"),
+        "StudentT(df=3)": bnn.priors.StudentT("fan_in", df=3.0, gain=3**-0.5),
+        "SpikeAndSlab(0.1)": bnn.priors.SpikeAndSlab(0.1, 10**0.5, 0.01, scale="fan_in"),
+        "RegularisedHorseshoe": bnn.priors.RegularisedHorseshoe("units", scaling="fan_in"),
+    }
+    figure = Figure(figsize=(8.4, 2.5), layout="constrained")
+    for axes, (name, prior) in zip(figure.subplots(1, 4, sharey=True), priors.items(), strict=True):
+        functions(axes, tanh_net(1, 10), prior, name, 20 if quick else 400, 8, num=8)
+    return figure
+
+
+def prior_calibrated(*, quick: bool) -> Figure:
+    """Before and after: the range of functions, and the balance of classes."""
+    draws = 40 if quick else 400
+    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    above, below = figure.subplots(2, 2)
+    measures = bnn.priors.measures
+    model = bnn.BNN(tanh_net(2), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian())
+    found = bnn.priors.calibrate(model, GRID, measures.spread, 1.0, draws=draws)
+    pair = (model.prior_predictive(GRID, draws), found.model.prior_predictive(GRID, draws))
+    titles = (f"Normal(1.0): spread {found.before.value:.2g}", f"Normal({found.factor:.2g}): spread 1")
+    bnn.plots.before_and_after(*pair, GRID, above, titles=titles)
+    above[1].get_legend().remove()
+
+    images = torch.from_numpy(load_digits().data[:200]).float() / 16
+    net = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 10))
+    model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+    found = bnn.priors.calibrate(model, images, measures.confidence, 0.3, draws=draws)
+    for axes, one, scale in zip(below, (model, found.model), ("1.0", f"{found.factor:.2g}"), strict=True):
+        prediction = one.prior_predictive(images, draws)
+        bnn.plots.class_balance(prediction, axes)
+        axes.set_title(f"Normal({scale}): confidence {measures.confidence(prediction):.2g}")
+    return figure
+
+
+PICTURES = (uncertainty, prior_sizes, prior_families, prior_calibrated)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images", help="folder of the picture")
-    parser.add_argument("--quick", action="store_true", help="a few epochs: for a test, not for the eye")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images", help="folder of the pictures")
+    parser.add_argument("--quick", action="store_true", help="a few epochs and draws: for a test, not for the eye")
+    parser.add_argument("--only", choices=[picture.__name__ for picture in PICTURES], help="one of them")
     options = parser.parse_args()
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        band(left, epochs=2 if options.quick else 2000)
-        unseen(right, epochs=2 if options.quick else 400)
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "uncertainty.png"
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-    print(f"{path}, {path.stat().st_size / 1024:.0f} kB")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for picture in PICTURES:
+        if options.only in (None, picture.__name__):
+            path = options.out / f"{picture.__name__}.png"
+            with matplotlib.rc_context(STYLE):
+                picture(quick=options.quick).savefig(path, dpi=120, metadata={"Software": None})
+            print(f"{path}, {path.stat().st_size / 1024:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ which is the same in both.
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,8 +16,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from bnn.analysis.density import log_prior_by_site
-from bnn.data import Batch, as_batch
+from bnn.analysis.density import log_prior_by_site, marginal
+from bnn.data import as_batch
 from bnn.files import versions
 from bnn.inputs import Inputs, as_inputs
 from bnn.posterior import Posterior
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 #: What ArviZ and netCDF need for themselves.
 _RESERVED = ("chain", "draw", "sample")
-#: Draws of uncertain inputs over which the likelihood of a row is averaged.
-_INPUT_DRAWS = 100
 
 
 def to_arviz(
@@ -96,7 +92,7 @@ def to_arviz(
         batch = as_batch(x if model.readings is None else model.read(x), y, model.likelihood, model.like)
         prediction = posterior.predict(batch.x, values)
         groups["posterior_predictive"] = _drawn({"y": _noisy(prediction, seed)}, shape, "row")
-        log_p = prediction.log_prob_draws(batch.y) if model.readings is None else _marginal(posterior, values, batch)
+        log_p = prediction.log_prob_draws(batch.y) if model.readings is None else marginal(posterior, values, batch)
         groups["log_likelihood"] = _drawn({"y": log_p}, shape, "row")
         groups["observed_data"] = {"y": _Variable(batch.y, ("row",))}
         groups["constant_data"] = _inputs(batch.x, "row")
@@ -114,12 +110,6 @@ def to_arviz(
     tree = xarray.DataTree.from_dict({name: _dataset(name, group, attributes) for name, group in groups.items()})
     tree.attrs = attributes
     return tree
-
-
-def _marginal(posterior: Posterior, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """``log p(y | w)`` of each draw and row where inputs are uncertain: averaged over draws of these, ``(s, n)``."""
-    each = (posterior.predict(batch.x, values, seed=i).log_prob_draws(batch.y) for i in range(_INPUT_DRAWS))
-    return functools.reduce(torch.logaddexp, each) - math.log(_INPUT_DRAWS)
 
 
 class _Variable(NamedTuple):

@@ -190,7 +190,7 @@ def _functions(posterior: Posterior, values: Mapping[str, Tensor], at: Any) -> d
 def _hyper(posterior: Posterior, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Unknowns that are no weights, number by number, each ``(s,)``."""
     weights = {name for name, _ in posterior.model.net.named_parameters()}
-    found = {}
+    found: dict[str, Tensor] = {}
     for site in posterior.model.sites().latents:
         if site.name not in weights and not site.name.endswith(".z"):
             flat = values[site.name].reshape(len(values[site.name]), -1)[:, :_HYPER]

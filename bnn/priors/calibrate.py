@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from bnn.priors.base import Prior
-from bnn.priors.rescaled import centres, rescaled
 
 if TYPE_CHECKING:
     from bnn.model import BNN
@@ -113,7 +112,8 @@ def calibrate(
     if draws < 2 * _GROUPS:
         raise ValueError(f"calibrate takes {2 * _GROUPS} draws at least, not {draws}")
     chosen = _chosen(model, patterns)
-    functions = _Functions(prior_as_posterior(model, draws, seed), x, seed, _centres(model, chosen))
+    prior = prior_as_posterior(model, draws, seed)
+    functions = _Functions(prior, prior.draws(), _centres(model, chosen), x, seed)
     seen: dict[float, float] = {}
 
     def away(log_factor: float) -> float:
@@ -140,16 +140,17 @@ class _Functions:
     """The functions of one set of draws from a prior, whatever its scale."""
 
     prior: Posterior
+    #: ``{site: (s, *shape)}``.
+    drawn: Mapping[str, Tensor]
+    #: ``{name: centre}`` of the weights that a factor on the scale moves away from it.
+    centre: Mapping[str, Tensor]
     x: Any
     seed: int
-    #: ``{name: centre}`` of the weights that the factor moves away from it.
-    centre: Mapping[str, Tensor]
 
     def at(self, factor: float) -> Prediction:
-        drawn = self.prior.draws()
         # Every prior with a scale is closed under it: these are the draws of the rescaled one.
-        moved = {name: loc + factor * (drawn[name] - loc) for name, loc in self.centre.items()}
-        return self.prior.predict(self.x, {**drawn, **moved}, self.seed)
+        moved = {name: loc + factor * (self.drawn[name] - loc) for name, loc in self.centre.items()}
+        return self.prior.predict(self.x, {**self.drawn, **moved}, self.seed)
 
 
 def _root(away: Callable[[float], float], seen: Mapping[float, float], target: float) -> float:
@@ -212,6 +213,8 @@ def _chosen(model: BNN, patterns: Sequence[str] | None) -> dict[str, Prior]:
 
 def _centres(model: BNN, chosen: Mapping[str, Prior]) -> dict[str, Tensor]:
     """Around what the weights of these priors are scaled: ``{name: centre}``."""
+    from bnn.priors.rescaled import centres
+
     patterns = list(model.prior) if isinstance(model.prior, Mapping) else ["*"]
     found: dict[str, Tensor] = {}
     for pattern, (_, prior, params) in zip(patterns, model._groups, strict=True):
@@ -221,5 +224,7 @@ def _centres(model: BNN, chosen: Mapping[str, Prior]) -> dict[str, Tensor]:
 
 
 def _replaced(model: BNN, chosen: Mapping[str, Prior], factor: float) -> Prior | Mapping[str, Prior | None]:
+    from bnn.priors.rescaled import rescaled  # here, so that a fit need not import it
+
     new = {pattern: rescaled(prior, factor) for pattern, prior in chosen.items()}
     return {**model.prior, **new} if isinstance(model.prior, Mapping) else new["*"]

@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, constraints
 
-from bnn.distributions import cast, in_words
+from bnn.distributions import cast, function_in_words, in_words
 from bnn.priors.base import Prior, check_fits
 from bnn.priors.scaled import Gain, Scale, Scaled
 
@@ -46,7 +46,7 @@ class FromPyro(Scaled):
         if not isinstance(fn, TorchDistributionMixin) or not isinstance(fn, Distribution):
             raise TypeError(f"distribution is one of pyro.distributions (an instance), not {fn!r}")
         support: Any = fn.support
-        while isinstance(support, constraints.independent):
+        while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
             support = support.base_constraint
         if support.is_discrete or support not in (constraints.real, constraints.real_vector):
             raise ValueError(
@@ -70,7 +70,8 @@ class FromPyro(Scaled):
         plain = isinstance(self.scale, int | float) and self.scale == 1
         if plain or not self.centred:  # as it is, so that what is known of its family still holds
             return fn
-        return dist.TransformedDistribution(fn, [AffineTransform(loc, scale, event_dim=len(shape))])
+        # Expanded: torch takes the Jacobian of as many numbers as the scale has.
+        return dist.TransformedDistribution(fn, [AffineTransform(loc, scale.expand(shape), event_dim=len(shape))])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -102,8 +103,7 @@ class Function(Prior):
 
     def __repr__(self) -> str:
         """With the function's name, which is what a saved posterior can compare."""
-        name = getattr(self.fn, "__qualname__", type(self.fn).__qualname__)
-        return f"Function({name}, scales={self.scales!r})"
+        return f"Function({function_in_words(self.fn)}, scales={self.scales!r})"
 
     def learned_scale(self) -> bool:
         """What `scales` says."""

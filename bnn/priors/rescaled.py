@@ -35,33 +35,33 @@ def rescaled(prior: Prior, factor: float) -> Prior:
     )
 
 
-@rescaled.register
+@rescaled.register(Scaled)
 def _(prior: Scaled, factor: float) -> Prior:
     name = "gain" if isinstance(prior.scale, str) else "scale"
     new: Prior = replace(prior, **{name: _times(getattr(prior, name), factor)})  # type: ignore[type-var]
     return new
 
 
-@rescaled.register
+@rescaled.register(Pretrained)
 def _(prior: Pretrained, factor: float) -> Prior:
     name = "gain" if isinstance(prior.scale, str) else "scale"
     changes: dict[str, Any] = {name: _times(getattr(prior, name), factor)}
     return replace(prior, prefix="", **changes)  # its weights bear their prefix by now
 
 
-@rescaled.register
+@rescaled.register(Hierarchical)
 def _(prior: Hierarchical, factor: float) -> Prior:
     if isinstance(prior.hyper, str):
         return replace(prior, start=prior.start * factor)
     return replace(prior, hyper=times(prior.hyper, factor))
 
 
-@rescaled.register
+@rescaled.register(Horseshoe)
 def _(prior: Horseshoe, factor: float) -> Prior:
     return replace(prior, scale=prior.scale * factor)
 
 
-@rescaled.register
+@rescaled.register(RegularisedHorseshoe)
 def _(prior: RegularisedHorseshoe, factor: float) -> Prior:
     return replace(prior, scale=prior.scale * factor, slab_scale=prior.slab_scale * factor)
 
@@ -96,31 +96,31 @@ def _half(fn: Any, factor: float) -> Any:
     return type(fn)(fn.scale * factor)
 
 
-@times.register
+@times.register(dist.Exponential)
 def _(fn: dist.Exponential, factor: float) -> Any:
     return dist.Exponential(fn.rate / factor)
 
 
-@times.register
+@times.register(dist.Gamma)
 def _(fn: dist.Gamma, factor: float) -> Any:
     return dist.Gamma(fn.concentration, fn.rate / factor)
 
 
-@times.register
+@times.register(dist.InverseGamma)
 def _(fn: dist.InverseGamma, factor: float) -> Any:
     return dist.InverseGamma(fn.concentration, fn.rate * factor)
 
 
-@times.register
+@times.register(dist.LogNormal)
 def _(fn: dist.LogNormal, factor: float) -> Any:
     return dist.LogNormal(fn.loc + torch.tensor(factor, dtype=fn.loc.dtype).log(), fn.scale)
 
 
-@times.register
+@times.register(dist.Weibull)
 def _(fn: dist.Weibull, factor: float) -> Any:
     return dist.Weibull(fn.scale * factor, fn.concentration)
 
 
-@times.register
+@times.register(dist.Uniform)
 def _(fn: dist.Uniform, factor: float) -> Any:
     return dist.Uniform(fn.low * factor, fn.high * factor)
