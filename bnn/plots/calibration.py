@@ -50,7 +50,9 @@ def interval_calibration(
     ax.plot(nominal, observed, "o-", color=BLUE, markersize=4, linewidth=1.5, label="this model")
     ax.text(0.03, 0.70, "intervals too wide", color=GREY, fontsize="small")
     ax.text(0.97, 0.30, "intervals too narrow", color=GREY, fontsize="small", ha="right")
-    ax.set(xlabel="level of the interval", ylabel="share of targets inside", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.set(xlabel="level of the interval", ylabel="share of targets inside", aspect="equal")
+    # The upper quarter is the legend's.
+    ax.set(xlim=(0, 1), ylim=(0, 1.28), yticks=np.linspace(0, 1, 6))
     legend(ax, "upper left")
     return ax
 
@@ -121,11 +123,11 @@ def pit_histogram(prediction: Prediction, y: Any, ax: Axes | None = None, bins: 
     heights = bins * np.histogram(values, edges)[0] / len(values)
     low, high = (bins * end for end in _consistent(np.full(1, 1 / bins), rows))
     ax = one(ax)
-    ax.stairs(heights, edges, fill=True, color=SKY, alpha=0.8, label="this model")
-    ax.stairs(heights, edges, color=BLUE, linewidth=1)
     label = f"where a calibrated model stays, 95 % ({rows} rows)"
     ax.fill_between([0, 1], low, high, color=GREY, alpha=0.35, linewidth=0, label=label)
     ax.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="calibrated")
+    ax.stairs(heights, edges, fill=True, color=SKY, alpha=0.35)
+    ax.stairs(heights, edges, color=BLUE, linewidth=1.8, label="this model")
     top = max(float(heights.max()), float(high[0]))
     ax.set(xlim=(0, 1), ylim=(0, 1.45 * top), ylabel="rows against what is expected")
     ax.set_xlabel("place of the target in its predicted distribution (0: below all of it)")

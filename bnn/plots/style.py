@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,6 +17,8 @@ Array = npt.NDArray[Any]
 
 # Okabe and Ito (2008), Color Universal Design: https://jfly.uni-koeln.de/color/. Chosen to differ in grey, too.
 BLUE, SKY, VERMILLION, BLACK, GREY = "#0072B2", "#56B4E9", "#D55E00", "#000000", "#767676"
+#: Of maps, ColorBrewer's of one hue (Harrower and Brewer 2003): dark is more, in colour, in grey, for the colour-blind.
+MAP = "Blues"
 
 
 def one(ax: Axes | None, size: tuple[float, float] = (6.0, 4.2)) -> Axes:
@@ -56,6 +59,18 @@ def legend(ax: Axes, loc: str = "best") -> None:
 def array(value: Any) -> Array:
     """A tensor (or what numpy takes) as an array on the host."""
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def colour_bar(ax: Axes, drawn: Any, label: str) -> None:
+    """The scale of a map beside its panel."""
+    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.85)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_label(label)
+
+
+def ink(colour: Any) -> str:
+    """Black or white, whichever is read more easily on this colour (luminance of ITU-R BT.709)."""
+    return BLACK if float(np.dot(to_rgb(colour), [0.2126, 0.7152, 0.0722])) > 0.5 else "white"
 
 
 def percent(share: float) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from bnn.plots.style import BLACK, BLUE, Array, array, legend, several
+from bnn.plots.style import BLACK, BLUE, MAP, Array, array, colour_bar, legend, several
 from bnn.posterior import Posterior
 from bnn.random import isolated
 
@@ -61,6 +62,56 @@ def weights_against_prior(
         legend(flat[0])
     if axes is None and len(chosen) < len(known) and names is None:
         flat[0].figure.suptitle(f"{len(chosen)} of {len(known)} parameter tensors (names= chooses others)")
+    return flat
+
+
+def weight_grid(
+    posterior: Posterior,
+    name: str,
+    axes: Axes | Sequence[Axes] | Array | None = None,
+    *,
+    num: int = 200,
+    seed: int = 0,
+) -> Array:
+    """The weights of one layer as grids: their means, their standard deviations, and how sure their signs are.
+
+    A row is a unit (an output channel), a column one of its inputs. The sign of a weight that the data have not
+    determined has a probability of one half.
+
+    Args:
+        posterior: Any.
+        name: Of the parameter, such as ``"0.weight"``.
+        axes: Three.
+        num: Draws, fewer if there are fewer.
+        seed: Of the draws.
+
+    Returns:
+        The axes, flat.
+
+    Raises:
+        ValueError: A name that is no parameter with a prior, or too few axes.
+    """
+    have = posterior.num_draws
+    drawn = posterior.draws(num if have is None else min(num, have), seed)
+    known = [key for key, _ in posterior.model.net.named_parameters() if key in drawn]
+    if name not in known:
+        raise ValueError(f"no parameter with a prior: {name!r}; there are {known}")
+    values = array(drawn[name]).astype(float)
+    values = values.reshape(len(values), values.shape[1] if values.ndim > 2 else 1, -1)
+    positive = (values > 0).mean(0)
+    maps: tuple[tuple[str, Array, dict[str, float]], ...] = (
+        ("mean", values.mean(0), {}),
+        ("standard deviation", values.std(0), {"vmin": 0.0}),
+        ("probability of its likelier sign", np.maximum(positive, 1 - positive), {"vmin": 0.5, "vmax": 1.0}),
+    )
+    flat = several(axes, 3, columns=3, panel=(3.6, 3.0))
+    for ax, (title, value, limits) in zip(flat, maps, strict=True):
+        shown = ax.imshow(value, cmap=MAP, aspect="auto", interpolation="nearest", **limits)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(title=title, xlabel="input")
+        colour_bar(ax, shown, "")
+    flat[0].set_ylabel(f"unit of {name}")
     return flat
 
 
