@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -93,6 +94,15 @@ def in_words(value: object) -> str:
     if isinstance(value, list):
         return f"[{', '.join(in_words(part) for part in value)}]"
     return str(value.tolist()) if isinstance(value, Tensor) else repr(value)
+
+
+def function_in_words(fn: Any) -> str:
+    """A function's name, with what a `functools.partial` was given."""
+    if not isinstance(fn, functools.partial):
+        return str(getattr(fn, "__qualname__", type(fn).__qualname__))
+    given = [in_words(value) for value in fn.args]
+    given += [f"{name}={in_words(value)}" for name, value in fn.keywords.items()]
+    return f"{function_in_words(fn.func)}({', '.join(['...', *given])})"
 
 
 def _parts(holder: Distribution | Transform) -> dict[str, object]:

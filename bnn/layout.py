@@ -30,7 +30,7 @@ class Site:
     def base_support(self) -> constraints.Constraint:
         """Where a single number (or vector) of it may lie."""
         support = self.support
-        while isinstance(support, constraints.independent):
+        while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
             support = support.base_constraint
         return support
 

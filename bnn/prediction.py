@@ -21,7 +21,8 @@ from bnn.inputs import as_tensor
 from bnn.likelihoods import GaussianAverage, Likelihood, quantiles
 from bnn.random import isolated, other_seed
 
-_BISECTIONS = 40  # halves the bracket to 1e-12 of its width
+_BISECTIONS = 200  # at most: the bracket of a quantile is halved until it is narrow beside the quantile itself
+_NARROW = 1e-12
 _CHUNK = 4_000_000  # numbers at a time where a computation goes over draws, rows and levels
 
 
@@ -82,9 +83,9 @@ class Prediction:
     def distribution(self, rows: slice = slice(None), draws: Any = slice(None)) -> TorchDistributionMixin:
         """The distribution of y under each draw at some rows, draws stacked as rows: batch shape ``(s * n,)``."""
         outputs = self.outputs[draws][:, rows]
-        per_row = self._latents_by_row(outputs, draws)
         if self.spread is None:
-            return self.likelihood.distribution(outputs.flatten(0, 1), per_row)
+            return self._by_row(self.likelihood.distribution, outputs, draws)
+        per_row = self._latents_by_row(outputs, draws)
         assert isinstance(self.likelihood, GaussianAverage)
         return self.likelihood.averaged(
             outputs.flatten(0, 1), per_row, self.spread.covariance[draws][:, rows].flatten(0, 1)
@@ -95,8 +96,7 @@ class Prediction:
         if self.spread is not None:
             fn = self.distribution(rows)
             return fn if self.likelihood.missing is None else self.likelihood.masked(fn)
-        outputs = self.outputs[:, rows]
-        return self.likelihood.observation(outputs.flatten(0, 1), self._latents_by_row(outputs, slice(None)))
+        return self._by_row(self.likelihood.observation, self.outputs[:, rows], slice(None))
 
     def marginal(self, rows: slice = slice(None)) -> Distribution:
         """As `distribution`, of each number of y by itself: batch shape ``(s * n,)`` or ``(s * n, k)``."""
@@ -111,6 +111,24 @@ class Prediction:
     def discrete(self) -> bool:
         """Whether y is a count or a label."""
         return quantiles.is_discrete(self.marginal(slice(0, 1)))
+
+    def _by_row(self, family: Callable[..., Any], outputs: Tensor, draws: Any) -> TorchDistributionMixin:
+        """A distribution of the likelihood under these outputs, ``(s, n, ...)``: one for each draw and row.
+
+        Numbers of the likelihood come as ``(s * n, 1)`` beside outputs ``(s * n, k)``. One's own likelihood that takes
+        columns of the outputs, ``(s * n,)``, needs them like these, and would else make a square of all rows.
+        """
+        flat, event = outputs.flatten(0, 1), self.likelihood.event(outputs[0])
+        if self.likelihood.intervals and family == self.likelihood.distribution:
+            event = event[:-1]
+        for like in (outputs, outputs.flatten(2)[..., 0] if outputs.dim() > 2 else outputs):
+            fn: Any = family(flat, self._latents_by_row(like, draws))
+            if (*fn.batch_shape, *fn.event_shape) == (len(flat), *event):
+                return fn
+        raise ValueError(
+            f"{self.likelihood!r} gives a distribution of shape {(*fn.batch_shape, *fn.event_shape)} for outputs "
+            f"{tuple(flat.shape)}, where {(len(flat), *event)} is right: its unknowns come as one value a row here"
+        )
 
     def _latents_by_row(self, outputs: Tensor, draws: Any) -> dict[str, Tensor]:
         s, n = outputs.shape[:2]
@@ -141,7 +159,7 @@ class Prediction:
         The law of total variance; each part has the shape of `mean`.
         """
         self._needs("variance")
-        fn = self.likelihood.distribution(self.outputs.flatten(0, 1), self._latents_by_row(self.outputs, slice(None)))
+        fn = self._by_row(self.likelihood.distribution, self.outputs, slice(None))
         epistemic = self._over_draws(quantiles.mean(fn)).var(0, correction=0)
         aleatoric = self._over_draws(quantiles.variance(fn)).mean(0)
         if self.spread is not None:
@@ -200,19 +218,26 @@ class Prediction:
         low, high = ends[0].reshape(shape).min(0).values, ends[1].reshape(shape).max(0).values
         if quantiles.is_discrete(fn):
             return self._count_quantile(fn, level, low - 1, high)
+        narrow = max(_NARROW, 2 * torch.finfo(low.dtype).eps)
         for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
+            middle = low + (high - low) / 2
+            # Beside the quantile, not beside the bracket: of positive targets that may span many powers of ten.
+            wide = high - low > narrow * middle.abs()
+            if not bool(wide.any()):
+                break
             below = self._mean_cdf(fn, middle) < level
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+            low, high = torch.where(wide & below, middle, low), torch.where(wide & ~below, middle, high)
+        return low + (high - low) / 2
 
     def _count_quantile(self, fn: Distribution, level: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The smallest whole number of which the distribution function reaches a level: not `low`, at most `high`."""
-        while bool((high - low > 1).any()):
-            middle = torch.floor((low + high) / 2).clamp(min=low)
+        ends, low, high = high, low.double(), high.double()  # whole numbers that single precision does not tell apart
+        middle = torch.floor((low + high) / 2)
+        while bool(((low < middle) & (middle < high)).any()):
             below = self._mean_cdf(fn, middle) < level
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return high
+            middle = torch.floor((low + high) / 2)
+        return high.to(ends)
 
     def cdf(self, y: Any) -> Tensor:
         """P(Y <= y | x, data) of each number of y by itself, in the shape of `mean`: y broadcasts against it.

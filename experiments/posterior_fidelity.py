@@ -120,8 +120,9 @@ def methods(config: Config, data: Set) -> dict[str, Method]:
     few = config.epochs <= 10
     training: dict[str, Any] = {"epochs": config.epochs, "batch_size": None, "lr": 1e-2, "schedule": decay}
     mode = bnn.MAP(**training)
-    # SGD is not free of units: under a fixed noise, steps as on the mean squared error, 2 noise^2 times the loss.
-    sgd_lr = 1e-2 * (2 * data.noise**2 if isinstance(data.noise, float) else 1.0)
+    # Plain gradient steps are not free of units: under a fixed noise, as on the mean squared error, 2 noise^2 times the
+    # loss. With lr as it comes SWAG and SGHMC leave for infinity there.
+    unit = 2 * data.noise**2 if isinstance(data.noise, float) else 1.0
     steps = {"num_samples": 10, "warmup": 10} if few else {"num_samples": 1000, "warmup": 4 * config.epochs}
     return {
         "NUTS again": reference(config),
@@ -132,14 +133,14 @@ def methods(config: Config, data: Set) -> dict[str, Method]:
         "Laplace, last layer": bnn.Laplace(of=mode, weights="last_layer", covariance="full", tune="after"),
         "Laplace, kron": bnn.Laplace(of=mode, covariance="kron", tune="after"),
         "Laplace, full": bnn.Laplace(of=mode, covariance="full", tune="after"),
-        "SWAG": bnn.SWAG(epochs=config.epochs, batch_size=max(1, n // 4), lr=sgd_lr),
+        "SWAG": bnn.SWAG(epochs=config.epochs, batch_size=max(1, n // 4), lr=1e-2 * unit),
         "ensemble of 10": bnn.Ensemble(members=3 if few else 10, of=mode),
         "mean field": bnn.MeanField(**training, draws=4),
         "IVON": bnn.IVON(epochs=config.epochs, batch_size=None),
         "low rank": bnn.LowRank(**training),
         "full rank": bnn.FullRank(**training),
         "SVGD": bnn.SVGD(**training),
-        "SGHMC": bnn.SGHMC(batch_size=max(1, n // 4), **steps),
+        "SGHMC": bnn.SGHMC(batch_size=max(1, n // 4), lr=1e-3 * unit, **steps),
     }
 
 

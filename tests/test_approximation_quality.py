@@ -215,13 +215,18 @@ class Exact(Method):
         return exact_gaussian(type(problem)(model, x, y, mean, precision))
 
 
-def calibration():
+def calibration(simulations: int = 150):
     problem = linear_regression()
-    return sbc(problem.model, problem.x[:8], Exact(), 150, seed=1)
+    return sbc(problem.model, problem.x[:8], Exact(), simulations, seed=1)
 
 
-def test_the_exact_posterior_is_calibrated():
-    found = calibration()
+@pytest.fixture(scope="module")
+def calibrated():
+    return calibration()
+
+
+def test_the_exact_posterior_is_calibrated(calibrated):
+    found = calibrated
     assert found.calibrated, str(found)
     assert found.ranks.shape == (150, 3)
     assert found.counts.sum() == 450
@@ -230,15 +235,15 @@ def test_the_exact_posterior_is_calibrated():
 
 def test_control_a_posterior_too_narrow_is_not_calibrated(patch_line):
     patch_line(approximations.FullRank, "deviation", "noise @", "0.5 * noise @")
-    found = calibration()
+    found = calibration(60)
     assert not found.calibrated
     assert "too narrow" in str(found)
 
 
-def test_the_chi_square_of_ranks_is_that_of_their_histogram():
+def test_the_chi_square_of_ranks_is_that_of_their_histogram(calibrated):
     from scipy import stats
 
-    found = calibration()
+    found = calibrated
     expected = [stats.chisquare(counts).pvalue for counts in found.counts]
     np.testing.assert_allclose(found.p_values, expected, rtol=1e-9)
     with pytest.raises(ValueError, match="10 at least"):
@@ -307,7 +312,7 @@ def test_a_fit_without_n_over_n_is_caught_after_the_fact(patch_line):
 def test_information_is_the_divergence_of_gaussians(small):
     layout = layout_of(small)
     loc, log_scale = 0.7 * random(layout.size), 0.4 * random(layout.size, seed=1) - 1
-    found = layer_spread(posterior_of(small, approximations.Gaussian(layout, loc, log_scale)), num=2000)
+    found = layer_spread(posterior_of(small, approximations.Gaussian(layout, loc, log_scale)), num=800)
     kl = 0.5 * ((2 * log_scale).exp() + loc**2 - 1) - log_scale
     for name, part in zip(layout.names, kl.split(layout.sizes), strict=True):
         if name in found:

@@ -22,6 +22,7 @@ Goal = Literal["max", "min"]
 _OUTCOMES = 50_000_000
 _NODES = 16  # of a Gauss-Hermite rule
 _CHUNK = 4_000_000  # numbers at a time, over all pairs of draws
+_NO_DRAWS = "this prediction is an average without draws; predict(x, draws=200) has the draws that are needed here"
 
 
 class Batch(NamedTuple):
@@ -45,9 +46,12 @@ def bald(prediction: Prediction) -> Tensor:
 
     Raises:
         AttributeError: Another likelihood.
+        ValueError: The prediction has been averaged over the weights already (a linearised network's, by default).
     """
     if "entropy" in prediction.likelihood.fields:
         return prediction.entropy.epistemic.reshape(prediction.num_rows, -1).sum(1)
+    if prediction.spread is not None:
+        raise ValueError(_NO_DRAWS)
     loc, scale = _gaussian(prediction)
     if loc.dim() > 2:
         raise AttributeError(f"the mutual information of one number a row is known; {prediction!r} has several")
@@ -186,9 +190,7 @@ def thompson(prediction: Prediction, goal: Goal = "max") -> Tensor:
 def _means(prediction: Prediction) -> Tensor:
     """``(s, n)``: the mean of y under each draw."""
     if prediction.spread is not None:
-        raise ValueError(
-            "this prediction is an average without draws; predict(x, draws=200) has the draws that are needed here"
-        )
+        raise ValueError(_NO_DRAWS)
     means = prediction.means
     if means.dim() > 2 and means.shape[2:].numel() != 1:
         raise AttributeError(f"one number a row is needed; {prediction!r} has several")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnn.analysis import compatibility
-from bnn.analysis.density import draw_chunks, log_joint, log_q, rows_of, vectors_of
+from bnn.analysis.density import draw_chunks, log_joint, log_q, refuse_other_targets, rows_of, vectors_of
 from bnn.approximations import LocalGaussian
 from bnn.data import Batch
 from bnn.layout import Layout
@@ -45,6 +45,8 @@ class ImportanceCheck:
         return self.k < self.threshold
 
     def __str__(self) -> str:
+        if self.k == -math.inf:
+            return f"k-hat: none, this is the model's own density of {self.size} unknowns, up to rounding"
         return f"k-hat {self.k:.2f} (limit {self.threshold:.2f}) over {self.size} unknowns, {self.draws} draws"
 
 
@@ -104,7 +106,7 @@ class Width:
     error: float
 
     def __str__(self) -> str:
-        return f"width {self.value:.2f} ± {self.error:.2f} (1 is right)"
+        return f"width {self.value:.2f} ± {self.error:.2f} (1 is right, less too narrow, more too wide)"
 
 
 def width(posterior: Posterior, x: Any, y: Any, *, num: int | None = None, seed: int = 0) -> Width:
@@ -161,10 +163,7 @@ def size_of(posterior: Posterior) -> int:
 
 def check_same_target(posterior: Posterior) -> None:
     """Raise `ValueError` where a posterior was made for another density than the model's own joint."""
-    settings = [posterior.settings, posterior.settings.get("of")]
-    tempered = any(isinstance(part, dict) and part.get("temperature", 1.0) != 1 for part in settings)
-    if posterior.settings.get("weighted") or tempered:
-        raise ValueError("this posterior has a temperature or sample weights: its target is not the model's joint")
+    refuse_other_targets(posterior, "a comparison with the model's joint density")
     tuned = [name for name in posterior.settings.get("hyper") or {} if str(name).startswith("scale of ")]
     if tuned:
         raise ValueError(f"prior scales were tuned with the fit ({tuned[0]} ...): its target has another prior")

@@ -1,13 +1,12 @@
 """Scores of class probabilities: how often right, how far from the truth, whether they come true.
 
 `n` rows, `k` classes. Every function takes a `bnn.Prediction` and the labels of its rows: ``(n,)`` integers, or for
-Bernoulli 0 and 1, ``(n,)`` or ``(n, k)``, where k labels a row count one by one and are averaged. One that does not
-apply raises `AttributeError` and names the likelihood.
+Bernoulli 0 and 1, ``(n,)`` or ``(n, k)``. Several labels a row (of pixels, ``(n, height, width)``) count one by one and
+are averaged. One that does not apply raises `AttributeError` and names the likelihood.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -84,9 +83,9 @@ def brier_decomposition(prediction: Prediction, y: Any, bins: int = 10) -> Brier
         bins: Number of bins on [0, 1], at least 1.
     """
     probs, events = _probs_and_events(prediction, y)
-    shape = probs.shape
-    reliability, resolution, uncertainty = probs.new_zeros(3, len(probs), shape[1:].numel())
-    for j, (p, e) in enumerate(_columns(probs, events)):
+    columns = _columns(prediction, probs, events)
+    reliability, resolution, uncertainty = probs.new_zeros(3, len(columns[0][0]), len(columns))
+    for j, (p, e) in enumerate(columns):
         which = torch.bucketize(p, _edges(p, bins, "width")[1:-1])
         often = _bin_means(e, which, bins)[which]  # how often it came true in the row's bin
         gap = _bin_means(p - e, which, bins)[which]
@@ -96,7 +95,7 @@ def brier_decomposition(prediction: Prediction, y: Any, bins: int = 10) -> Brier
         resolution[:, j] = 2 * often * e - often.square() - 2 * overall * e + overall.square()
         uncertainty[:, j] = (1 - 2 * overall) * e + overall.square()
     score = (probs - events).square()
-    parts = [part.reshape(shape) for part in (reliability, resolution, uncertainty)]
+    parts = [part.reshape(probs.shape) for part in (reliability, resolution, uncertainty)]
     within = score - parts[0] + parts[1] - parts[2]
     return BrierDecomposition(*(estimate(_over_events(prediction, part)) for part in (score, *parts, within)))
 
@@ -143,8 +142,8 @@ def classwise_calibration_error(prediction: Prediction, y: Any, bins: int = 10, 
         binning: As in `expected_calibration_error`.
     """
     probs, events = _probs_and_events(prediction, y)
-    gaps = [_signed_gaps(p, e, bins, binning) for p, e in _columns(probs, events)]
-    return estimate(torch.stack(gaps, -1).mean(-1))
+    gaps = [_signed_gaps(p, e, bins, binning) for p, e in _columns(prediction, probs, events)]
+    return estimate(by_row(torch.stack(gaps, -1).reshape(probs.shape)))
 
 
 def calibration_bins(prediction: Prediction, y: Any, bins: int = 10, binning: Binning = "width") -> CalibrationBins:
@@ -179,34 +178,37 @@ def class_probs(prediction: Prediction) -> Tensor:
     """Probabilities with one column a class: ``(n, k)``; for Bernoulli ``(n, 2)`` of no and yes.
 
     Raises:
-        ValueError: Bernoulli with several labels a row.
+        ValueError: There are several labels a row.
     """
     probs = prediction.probs
+    labels = probs.shape[1:-1] if prediction.likelihood.labels else probs.shape[1:]
+    if labels.numel() != 1:
+        raise ValueError(f"one label a row is needed; this prediction has {tuple(labels)} a row")
     if prediction.likelihood.labels:
-        return probs
-    if probs.dim() > 1 and probs.shape[1:].numel() != 1:
-        raise ValueError(f"one label a row is needed; this prediction has {tuple(probs.shape[1:])} a row")
+        return probs.reshape(len(probs), -1)
     probs = probs.reshape(-1)
     return torch.stack([1 - probs, probs], -1)
 
 
 def _probs_and_events(prediction: Prediction, y: Any) -> tuple[Tensor, Tensor]:
-    """Probabilities and whether they came true, 0 or 1: ``(n, k)``; for Bernoulli in the shape of y."""
+    """Probabilities and whether they came true, 0 or 1: ``(n, ..., k)``; for Bernoulli in the shape of y."""
     probs, y = prediction.probs.double(), targets(prediction, y)
     if prediction.likelihood.labels:
         return probs, torch.nn.functional.one_hot(y.long(), probs.shape[-1]).to(probs)
     return probs, y.to(probs)
 
 
-def _columns(probs: Tensor, events: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Class by class, or label by label, ``(n,)`` each."""
-    columns = (value.reshape(len(value), -1).T.contiguous() for value in (probs, events))
-    return zip(*columns, strict=True)
+def _columns(prediction: Prediction, probs: Tensor, events: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Class by class (of all labels of all rows, such as pixels), or for Bernoulli label by label: ``(m,)`` each."""
+    first = -1 if prediction.likelihood.labels else len(probs)
+    last = probs.shape[-1] if prediction.likelihood.labels else -1
+    columns = (value.reshape(first, last).T.contiguous() for value in (probs, events))
+    return list(zip(*columns, strict=True))
 
 
 def _over_events(prediction: Prediction, values: Tensor) -> Tensor:
     """``(n,)`` from `_probs_and_events`: the sum over the classes of one label, the mean over several labels."""
-    return values.sum(-1) if prediction.likelihood.labels else by_row(values)
+    return by_row(values.sum(-1) if prediction.likelihood.labels else values)
 
 
 def _edges(values: Tensor, bins: int, binning: Binning) -> Tensor:

@@ -104,6 +104,7 @@ def power_scaling(values: npt.ArrayLike, log_density: npt.ArrayLike) -> Array:
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     array, part = np.asarray(values, dtype=np.float64), np.asarray(log_density, dtype=np.float64)
+    sense: Any = array_stats.power_scale_sense  # whose annotations are of one draw
     lower, upper = 0.99, 1.01
     weights = []
     for alpha in (lower, upper):
@@ -111,7 +112,7 @@ def power_scaling(values: npt.ArrayLike, log_density: npt.ArrayLike) -> Array:
         weights.append(np.exp(logs - np.logaddexp.reduce(logs.ravel())))
     result = np.zeros(array.shape[2])
     for i in np.flatnonzero(np.ptp(array, axis=(0, 1)) > 0):
-        result[i] = array_stats.power_scale_sense(array[:, :, i], *weights, lower, upper, chain_axis=0, draw_axis=1)
+        result[i] = sense(array[:, :, i], *weights, lower, upper, chain_axis=0, draw_axis=1)
     return result
 
 

@@ -113,12 +113,13 @@ def cv_plus(refit: Refit, x: Any, y: Any, *, folds: int = 10, unit: Unit = "norm
         seed: Of the split into folds.
 
     Raises:
-        ValueError: More folds than rows, or fewer than 2.
+        ValueError: More folds than rows, or fewer than 2; x and y of different lengths.
     """
+    _checked_unit(unit)
     predictors, residuals = [], []
     for inside, left_out in _folds(len(y), folds, seed):
         predict = refit(_rows(x, inside), _rows(y, inside))
-        residuals.append(_residuals(predict(_rows(x, left_out)), _rows(y, left_out), _checked_unit(unit)))
+        residuals.append(_residuals(predict(_rows(x, left_out)), _rows(y, left_out), unit))
         predictors.append(predict)
     return CVIntervals(predictors, residuals, unit)
 
@@ -132,8 +133,21 @@ def smallest(values: Tensor, level: float) -> Tensor:
 
 
 def _residuals(prediction: Prediction, y: Any, unit: Unit) -> Tensor:
-    """``|y - mean|`` in its unit, shaped as y."""
-    return (targets(prediction, y) - prediction.mean).abs() / _UNITS[unit](prediction)
+    """``|y - mean|`` in its unit, shaped as y.
+
+    Raises:
+        ValueError: Means or units that are no numbers to measure with: of a law without moments, or without spread.
+    """
+    mean, size = prediction.mean, _UNITS[unit](prediction)
+    wrong = ~(mean.isfinite() & size.isfinite() & (size > 0))
+    if bool(wrong.any()):
+        rows = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten()
+        hint = "; unit='absolute' needs no standard deviation" if unit == "normalised" else ""
+        raise ValueError(
+            f"residuals need a finite mean and a finite, positive unit, which {prediction!r} lacks at {len(rows)} "
+            f"rows, the first of them row {int(rows[0])}{hint}"
+        )
+    return (targets(prediction, y) - mean).abs() / size
 
 
 def _checked_unit(unit: Unit) -> Unit:

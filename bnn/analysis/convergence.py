@@ -34,7 +34,7 @@ EFFECTIVE = 100.0
 class Mixing:
     """R-hat and bulk effective sample size of one quantity, or of several of one kind."""
 
-    #: ``(m,)``; NaN for a quantity that never moves.
+    #: ``(m,)``; NaN for a quantity that never moves; where draws are not finite, infinite R-hat, no effective draws.
     rhat: npt.NDArray[np.float64]
     ess: npt.NDArray[np.float64]
     #: Largest R-hat that so many quantities of independent draws would show.
@@ -43,12 +43,12 @@ class Mixing:
     @property
     def worst_rhat(self) -> float:
         """The largest R-hat; NaN if nothing moves."""
-        return float(np.nanmax(self.rhat)) if np.isfinite(self.rhat).any() else math.nan
+        return math.nan if np.isnan(self.rhat).all() else float(np.nanmax(self.rhat))
 
     @property
     def least_ess(self) -> float:
         """The smallest effective sample size; NaN if nothing moves."""
-        return float(np.nanmin(self.ess)) if np.isfinite(self.ess).any() else math.nan
+        return math.nan if np.isnan(self.ess).all() else float(np.nanmin(self.ess))
 
     @property
     def mixed(self) -> bool:
@@ -60,6 +60,8 @@ class Mixing:
         return {name: np.nanquantile(getattr(self, name), levels).tolist() for name in ("rhat", "ess")}
 
     def __str__(self) -> str:
+        if np.isnan(self.rhat).all():
+            return "the same in all draws"
         return f"R-hat up to {self.worst_rhat:.3f} (limit {self.limit:.3f}), effective draws from {self.least_ess:.0f}"
 
 
@@ -163,7 +165,10 @@ def mixing(values: Tensor, shape: tuple[int, int], limit: float | None = None) -
     """Of quantities ``(chains * draws, m)``, chain after chain."""
     array = values.detach().double().cpu().reshape(*shape, -1).numpy()
     limit = rhat_limit(*shape, array.shape[2]) if limit is None else limit
-    return Mixing(compatibility.rhat(array), compatibility.ess(array), limit)
+    finite = np.isfinite(array).all(axis=(0, 1))
+    array = np.where(finite, array, 0.0)
+    rhat = np.where(finite, compatibility.rhat(array), np.inf)
+    return Mixing(rhat, np.where(finite, compatibility.ess(array), 0.0), limit)
 
 
 def rhat_limit(chains: int, draws: int, quantities: int) -> float:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from bnn.analysis.classification import top_class
 from bnn.analysis.estimate import targets
 from bnn.prediction import Prediction
+from bnn.random import other_seed
 
 #: Replicated data sets.
 _REPLICATES = 2000
+_CHUNK = 10_000_000  # numbers of these at a time
 #: Of the intervals.
 LEVEL = 0.9
 
@@ -32,11 +36,14 @@ class Surprise:
 
     def __str__(self) -> str:
         if self.kind == "coverage":
+            often = "so many or more miss"
             said = f"{1 - self.value:.1%} of {self.rows} targets are inside their 90 % interval"
             said += f" ({1 - self.expected:.1%} expected)"
         else:
-            said = f"confidence above accuracy by {self.value:.1%} over {self.rows} rows ({self.expected:.1%} expected)"
-        return f"{said}, p {self.p_value:.2g}"
+            often = "it is as large"
+            said = f"confidence less accuracy is {self.value:+.1%} over {self.rows} rows"
+            said += f" ({self.expected:+.1%} expected)"
+        return f"{said}; of a right posterior, {often} with probability {self.p_value:.2g}"
 
 
 def surprise(prediction: Prediction, y: Any, *, seed: int = 0) -> Surprise | None:
@@ -56,27 +63,26 @@ def surprise(prediction: Prediction, y: Any, *, seed: int = 0) -> Surprise | Non
     if not fields & {"quantile", "probs"}:
         return None
     y = targets(prediction, y)
-    drawn = prediction.sample(_REPLICATES, seed)
     if "quantile" in fields:
         kind, (low, high) = "coverage", prediction.interval(LEVEL)
 
         def figure(values: Tensor) -> Tensor:
             return ((values < low) | (values > high)).double().flatten(1).mean(1)
     else:
-        kind, (top, confidence) = "confidence", _top(prediction)
+        kind, (top, confidence) = "confidence", top_class(prediction)
 
         def figure(values: Tensor) -> Tensor:
-            return confidence.mean() - (values == top).double().flatten(1).mean(1)
+            return confidence.double().mean() - (values == top).double().flatten(1).mean(1)
 
-    found, others = float(figure(y.unsqueeze(0))), figure(drawn)
+    found = float(figure(y.unsqueeze(0)))
+    step = max(1, min(_REPLICATES, _CHUNK // max(1, y.numel())))
+    others = torch.cat(
+        [
+            figure(prediction.sample(min(step, _REPLICATES - i), other_seed(seed, f"replicates {i}")))
+            for i in range(0, _REPLICATES, step)
+        ]
+    )
     # Ties (shares of few rows) are broken by halves.
     larger = float((others > found + 1e-12).sum()) + 0.5 * float(((others - found).abs() <= 1e-12).sum())
     p_value = (0.5 + larger) / (1 + len(others))
     return Surprise(kind, found, float(others.mean()), p_value, len(y))
-
-
-def _top(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    from bnn.analysis.classification import top_class
-
-    top, confidence = top_class(prediction)
-    return top, confidence.double()

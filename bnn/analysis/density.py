@@ -6,6 +6,7 @@ numbers that a training loss is made of.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from functools import singledispatch
@@ -40,6 +41,8 @@ from bnn.random import other_seed
 
 #: Numbers at a time, over draws and rows or over draws and weights.
 _CHUNK = 16_000_000
+#: Draws of uncertain inputs over which the likelihood of a row is averaged.
+_INPUT_DRAWS = 100
 
 
 def rows_of(posterior: Posterior, x: Any, y: Any) -> Batch:
@@ -79,13 +82,24 @@ def log_likelihood(posterior: Posterior, x: Any, y: Any, *, num: int | None = No
 
 def log_likelihood_chunks(posterior: Posterior, values: Mapping[str, Tensor], x: Any, y: Any) -> Iterator[Tensor]:
     """As `log_likelihood` at given draws, some rows at a time: memory does not grow with n."""
-    batch = as_batch(x, y, posterior.model.likelihood, posterior.model.like)
+    model = posterior.model
+    batch = as_batch(x if model.readings is None else model.read(x), y, model.likelihood, model.like)
     count = len(next(iter(values.values())))
     width = math.prod(posterior.predict(slice_inputs(batch.x, slice(0, 1)), values).outputs.shape[2:])
     step = max(1, _CHUNK // (4 * count * width))
     for start in range(0, num_rows(batch.x), step):
         rows = slice(start, start + step)
-        yield posterior.predict(slice_inputs(batch.x, rows), values).log_prob_draws(batch.y[rows])
+        part = Batch(slice_inputs(batch.x, rows), batch.y[rows])
+        if model.readings is None:
+            yield posterior.predict(part.x, values).log_prob_draws(part.y)
+        else:
+            yield marginal(posterior, values, part)
+
+
+def marginal(posterior: Posterior, values: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """``log p(y | w)`` of each draw and row where inputs are uncertain: averaged over draws of these, ``(s, n)``."""
+    each = (posterior.predict(batch.x, values, seed=i).log_prob_draws(batch.y) for i in range(_INPUT_DRAWS))
+    return functools.reduce(torch.logaddexp, each) - math.log(_INPUT_DRAWS)
 
 
 def of_draws(posterior: Posterior, values: Mapping[str, Tensor]) -> Posterior:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnn.analysis.classification import class_probs
+from bnn.analysis.classification import top_class
 from bnn.prediction import Prediction
 from bnn.random import isolated
 
@@ -26,9 +26,10 @@ class Distance:
     std: float | None
     #: The same without the noise.
     epistemic: float | None
-    #: Of labels: the share of rows on which both have the same most probable class (Wilson et al. 2022).
+    #: Of labels: the share of them for which both have the same most probable class (Wilson et al. 2022).
     agreement: float | None
-    #: Mean over inputs of ``1/2 int |p(y) - q(y)| dy``: 0 is right, 1 the largest. Of y with one number a row.
+    #: Mean over inputs of ``1/2 int |p(y) - q(y)| dy``: 0 is right, 1 the largest. Of y with one number a row; of
+    #: several labels a row the mean over them.
     total_variation: float | None
 
     def __str__(self) -> str:
@@ -68,9 +69,9 @@ def distance(prediction: Prediction, reference: Prediction, *, grid: int = _GRID
             for own, other in zip(prediction.variance[:2], reference.variance[:2], strict=True)
         )
     if "probs" in fields:
-        own, other = class_probs(prediction), class_probs(reference)
-        agreement = float((own.argmax(-1) == other.argmax(-1)).double().mean())
-        tv: float | None = float(0.5 * (own - other).abs().sum(-1).mean())
+        agreement = float((top_class(prediction)[0] == top_class(reference)[0]).double().mean())
+        gap = (prediction.probs - reference.probs).abs()
+        tv: float | None = float(0.5 * gap.sum(-1).mean() if prediction.likelihood.labels else gap.mean())
     else:
         one = math.prod(prediction.event) == 1 and not prediction.likelihood.intervals
         tv = _total_variation(prediction, reference, grid) if moments and one else None

@@ -69,17 +69,25 @@ def paired(first: Estimate, second: Estimate) -> Estimate:
 def targets(prediction: Prediction, y: Any) -> Tensor:
     """Targets as a tensor beside the prediction, checked: the predicted quantity itself, known in every row.
 
+    Of a likelihood of intervals, the values at which both ends lie.
+
     Raises:
-        ValueError: They do not fit, some are missing, or they are intervals.
+        ValueError: They do not fit, some are missing, or are known only to lie in an interval.
     """
     y = prediction.targets(y)
+    if prediction.likelihood.intervals:
+        low, high = y.unbind(-1)
+        wide = (low != high).reshape(len(y), -1).any(1)
+        if bool(wide.any()):
+            raise ValueError(
+                f"y is known only to lie in an interval in {int(wide.sum())} of {len(y)} rows: this score needs it "
+                "exactly, leave these rows out (log_density takes intervals as they are)"
+            )
+        return low
     absent = prediction.likelihood.absent(y)
     if bool(absent.any()):
         rows = int(absent.reshape(len(y), -1).any(1).sum())
         raise ValueError(f"y is missing in {rows} of {len(y)} rows: this score needs it known, leave these rows out")
-    expected = (prediction.num_rows, *prediction.event)
-    if y.shape != expected:
-        raise ValueError(f"this score needs y itself, of shape {expected}: it has shape {tuple(y.shape)}")
     return y
 
 

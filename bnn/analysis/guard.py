@@ -169,7 +169,7 @@ class HistoryCheck:
     flagged: bool
 
     def __str__(self) -> str:
-        said = f"recorded {self.recorded:.3g} nats a row, the model says {self.model:.3g}"
+        said = f"training loss: recorded {self.recorded:.3g} nats a row, the model says {self.model:.3g}"
         return f"{said}; {self.share:.3g} of that would be without the factor N / n" if self.flagged else said
 
 

@@ -30,8 +30,10 @@ class RecalibratedQuantiles:
     def quantile(self, q: float | Sequence[float]) -> Tensor:
         """Quantiles of y: the shape of ``prediction.mean``, with a leading dimension if `q` has one."""
         levels = np.array([checked_level(float(level)) for level in np.atleast_1d(q)])
-        # A stated level of exactly 0 or 1 has no quantile.
-        asked = np.interp(levels, self.observed, self.stated).clip(self.stated[1] / 2, (1 + self.stated[-2]) / 2)
+        # A stated level of exactly 0 or 1 has no quantile, and the nearest to it is a matter of the dtype: a held-out y
+        # that lies far outside was stated to be 0 or 1.
+        tiny = float(torch.finfo(self.prediction.outputs.dtype).eps)
+        asked = np.interp(levels, self.observed, self.stated).clip(tiny, 1 - tiny)
         found = self.prediction.quantile(asked.tolist())
         return found if np.ndim(q) else found[0]
 
@@ -67,7 +69,8 @@ def fit_quantile_map(prediction: Prediction, y: Any) -> QuantileMap:
 
     stated = np.sort(pit(prediction, y).flatten().double().cpu().numpy())
     observed = (np.arange(len(stated)) + 1) / (len(stated) + 1)
-    observed = IsotonicRegression(y_min=0, y_max=1).fit(stated, observed).predict(stated)
+    # Values that differ by rounding are one to it, and the outer of them outside of what it has seen.
+    observed = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(stated, observed).predict(stated)
     return QuantileMap(np.concatenate([[0.0], stated, [1.0]]), np.concatenate([[0.0], observed, [1.0]]))
 
 

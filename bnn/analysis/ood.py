@@ -19,7 +19,7 @@ from bnn.prediction import Prediction
 
 
 def unusualness(prediction: Prediction) -> dict[str, Tensor]:
-    """Every score that the likelihood has, ``{name: (n,)}``; the outputs of a row are averaged.
+    """Every score that the likelihood has, ``{name: (n,)}``; the outputs (labels, pixels) of a row are averaged.
 
     Of classes: ``mutual_information`` of label and weights (Houlsby et al. 2011), ``entropy`` of the label,
     ``confidence`` (one minus the largest probability; Hendrycks and Gimpel 2017, arXiv:1610.02136) and, for
@@ -38,7 +38,7 @@ def unusualness(prediction: Prediction) -> dict[str, Tensor]:
         labels = prediction.likelihood.labels
         found["confidence"] = 1 - (probs.max(-1).values if labels else torch.maximum(probs, 1 - probs))
     if isinstance(prediction.likelihood, Categorical):
-        found["energy"] = -prediction.outputs.logsumexp(-1).mean(0)
+        found["energy"] = -prediction.outputs.logsumexp(2).mean(0)  # the classes come first, pixels after them
     elif "variance" in fields and "probs" not in fields:
         found |= {"epistemic": prediction.variance.epistemic, "variance": prediction.variance.total}
     return {name: value.reshape(prediction.num_rows, -1).mean(1) for name, value in found.items()}

@@ -49,8 +49,9 @@ def crps(prediction: Prediction, y: Any, *, num: int = 1000, seed: int = 0) -> E
     """Continuous ranked probability score of the mixture, ``E|Y - y| - E|Y - Y'| / 2``, in the units of y; 0 is best.
 
     Gneiting and Raftery, JASA 102 (2007), equation 21. Where every draw is Gaussian it is exact, from the means and
-    scales of all pairs of draws (Grimit et al., QJRMS 132, 2006); else `num` draws of y stand for the mixture, without
-    bias (Ferro, QJRMS 140, 2014).
+    scales of all pairs of draws (Grimit et al., QJRMS 132, 2006); else `num` draws of y stand for the mixture, by the
+    estimator of Ferro, QJRMS 140 (2014). (They take all draws of the weights equally often, which leaves a bias of some
+    ``E|Y - Y'| / 2 num`` at most.)
 
     Args:
         prediction: Of n rows, with quantiles. Outputs count one by one.

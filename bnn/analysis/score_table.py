@@ -22,7 +22,13 @@ def log_density(prediction: Prediction, y: Any) -> Estimate:
     Args:
         prediction: Of n rows.
         y: Targets, ``(n,)`` or ``(n, k)``.
+
+    Raises:
+        ValueError: Nothing of y is known in some rows, which would count as predicted with a density of one.
     """
+    absent = prediction.likelihood.absent(prediction.targets(y)).reshape(prediction.num_rows, -1).all(1)
+    if bool(absent.any()):
+        raise ValueError(f"y is missing in {int(absent.sum())} of {len(absent)} rows as a whole: leave these rows out")
     return estimate(prediction.log_prob(y))
 
 

@@ -206,7 +206,7 @@ def stack(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -> 
         raise ValueError(f"weights are at least 0 and add up to 1; these are {dict(weights)}")
     likelihoods = {name: posterior.model.likelihood for name, posterior in posteriors.items()}
     # Unknowns may differ, and so may their fixed values: they come with the draws. What else tells them apart may not.
-    if len({(type(likelihood), repr(likelihood._settings)) for likelihood in likelihoods.values()}) > 1:
+    if len({likelihood.family for likelihood in likelihoods.values()}) > 1:
         raise ValueError(
             f"a mixture is held as draws of one family's parameters, and these likelihoods differ: {likelihoods}; mix "
             "their log_prob by hand: logsumexp of log weight + log_prob"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from bnn.analysis.approximation import ImportanceCheck, Width, psis, width
 from bnn.analysis.collapse import LayerSpread, layer_spread
 from bnn.analysis.convergence import EFFECTIVE, Convergence, convergence, has_chains
 from bnn.analysis.coverage import Surprise, surprise
+from bnn.analysis.density import draw_chunks
 from bnn.analysis.guard import HistoryCheck, check_history
-from bnn.inputs import as_inputs
+from bnn.approximations import LocalGaussian
 from bnn.posterior import Posterior
+from bnn.prediction import Prediction
+from bnn.random import other_seed
 
 #: The chance of a false alarm of the test on held-out rows.
 _SURPRISE = 1e-3
@@ -23,14 +28,16 @@ _BOUND = 1.0
 
 #: What is wrong, in general; the flag's own text has the numbers.
 _MEANING = {
-    "not_converged": "The chains disagree about the function itself, so that their draws are not yet draws of one "
-    "posterior. Run them longer, or from better starts; do not trust intervals.",
+    "not_converged": "The chains (or the first and second halves of one) disagree about what is named here, so that "
+    "their draws are not yet draws of one posterior. Run them longer, or from better starts; do not trust intervals.",
     "few_effective_draws": "The chains agree, but hold few independent draws: means and intervals are rough. Run "
     "longer.",
     "divergences": "The sampler met regions that its steps were too coarse for; draws near them are missing. Smaller "
     "steps (target_accept nearer 1) help, or a prior scale that is not centred.",
     "too_narrow": "The posterior claims to know more than it does: the model's own density around its draws, or "
-    "rows that it has not seen, ask for more spread.",
+    "rows that it has not seen, ask for more spread. Usual causes: training that stopped early, one mode of several, a "
+    "noise scale that is fixed too low or was learned on rows that the network has by heart. Train longer, or widen "
+    "the predictions (bnn.analysis.fit_widening, fit_temperature, conformal intervals).",
     "poor_approximation": "The approximation differs from the true posterior of the weights so much that weighting its "
     "draws cannot mend it. This is so for nearly every approximation of a network with more than some dozens of "
     "weights, also for good ones: k-hat adds up the errors of all weights, and asks for all modes. It means that the "
@@ -40,7 +47,8 @@ _MEANING = {
     "about them. Usual causes: too many weights for the data under mean-field inference, a KL weight that is too "
     "large, or N / n left out.",
     "collapsed_to_point": "The posterior of these parameters has no spread left: it expresses no uncertainty about "
-    "them. Usual causes: a point estimate, a KL weight that is too small, a scale that ran to zero.",
+    "them. A point estimate has none by design, nor have the layers that a last-layer method holds fixed. Other "
+    "causes: a KL weight that is too small, a scale that ran to zero, a sampler that does not move.",
     "n_over_batch": "The fit did not scale its batches up to the whole data (the factor N / n): the posterior is that "
     "of a smaller data set, and too wide.",
     "bound_disagrees": "The evidence bound that was reported is not the one that the model's density gives: the loss "
@@ -79,7 +87,7 @@ class Verdict:
     layers: dict[str, LayerSpread]
     surprise: Surprise | None
     history: HistoryCheck | None
-    #: What was not asked, and why.
+    #: What was not asked or has no answer, and why.
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,19 +101,29 @@ class Verdict:
         return not self.flags
 
     def __str__(self) -> str:
-        head = f"{self.method}: " + ("no objection" if self.good else ", ".join(dict.fromkeys(self.names)))
-        lines = [head]
+        good = "no objection" + (" to what was asked" if self.skipped else "")
+        lines = [f"{self.method}: " + (good if self.good else ", ".join(dict.fromkeys(self.names)))]
         for flag in self.flags:
             lines += [f"- {flag.name}: {flag.found}", textwrap.fill(flag.meaning, 100, **_INDENT)]
-        asked = [part for part in (self.importance, self.width, self.surprise) if part is not None]
-        if self.convergence is not None:
-            asked.append(self.convergence)  # type: ignore[arg-type]
-        lines += ["What was measured:", *[f"  {line}" for part in asked for line in str(part).splitlines()]]
+        asked = (self.importance, self.width, self.surprise, self.convergence, self.history)
+        said = [line for part in asked if part is not None for line in str(part).splitlines()] + self._spread
+        lines += ["What was measured:", *[f"  {line}" for line in said]]
         if self.skipped:
-            lines += ["What was not asked:", *[f"  {name}: {why}" for name, why in self.skipped.items()]]
+            lines.append("What was not asked, or has no answer:")
+            lines += [f"  {name}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
+    @property
+    def _spread(self) -> list[str]:
+        if not self.layers:
+            return []
+        order = sorted(self.layers, key=lambda name: self.layers[name].ratio)
+        ends = [f"{self.layers[name].ratio:.2g} ({name})" for name in dict.fromkeys((order[0], order[-1]))]
+        return [f"spread of the weights over that of their prior, by layer: {' to '.join(ends)}"]
 
+
+#: What fields of a verdict are called in its text, where that is not their name.
+_TITLES = {"importance": "k-hat", "history": "training loss", "surprise": "coverage"}
 _INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
 
 
@@ -140,9 +158,10 @@ def diagnose(
         try:
             asked[name] = question(*args, **options)
         except (ValueError, TypeError) as error:
-            skipped[name] = str(error)
+            skipped[_TITLES.get(name, name)] = str(error)
 
-    as_inputs(x, posterior.model.like)
+    # Before the questions: a refusal of theirs says that they do not apply, and wrong data are no such thing.
+    posterior.predict(x, 1, seed).targets(y)
     chains, continuous = has_chains(posterior), posterior.num_draws is None
     if chains:
         ask("convergence", convergence, posterior, x, y)
@@ -150,12 +169,23 @@ def diagnose(
         ask("importance", psis, posterior, x, y, num=num, seed=seed)
     if chains or "importance" in asked:
         ask("width", width, posterior, x, y, seed=seed)
+    if isinstance(posterior.approximation, LocalGaussian) and posterior.approximation.linear:
+        skipped["k-hat and width of the predictions"] = (
+            "predictions are those of the linearised network, while k-hat and width set the weights against the "
+            "network itself: far off limits they say little about the predictions; look at held-out rows"
+        )
+    if not chains and not continuous:
+        skipped["convergence, k-hat, width"] = (
+            f"{posterior.num_draws} point(s), with neither chains to be compared nor a density: whether they stand for "
+            "the posterior is not known; look at held-out rows"
+        )
     ask("history", check_history, posterior, x, y, seed=seed)
     layers = layer_spread(posterior, seed=seed)
     if held_out is None:
         skipped["coverage"] = "no held-out rows: give held_out=(x, y)"
     else:
-        prediction = posterior.predict(held_out[0], None if posterior.num_draws else num, seed)
+        prediction = _predicted(posterior, held_out[0], num, seed)
+        prediction.targets(held_out[1])
         ask("surprise", surprise, prediction, held_out[1], seed=seed)
     verdict = Verdict(
         str(posterior.settings.get("method", posterior.approximation.kind)),
@@ -171,6 +201,16 @@ def diagnose(
     return _with_flags(verdict, posterior)
 
 
+def _predicted(posterior: Posterior, x: Any, num: int, seed: int) -> Prediction:
+    """By all draws, or `num` of a continuous posterior: never all of their weights in memory."""
+    num = num if posterior.num_draws is None else posterior.num_draws
+    chunks = enumerate(draw_chunks(posterior, num, seed))
+    parts = [posterior.predict(x, values, other_seed(seed, f"inputs {i}")) for i, values in chunks]
+    outputs = torch.cat([part.outputs for part in parts])
+    latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
+    return Prediction(parts[0].likelihood, outputs, latents)
+
+
 def _with_flags(verdict: Verdict, posterior: Posterior) -> Verdict:
     flags = [
         *_of_chains(verdict),
@@ -180,15 +220,15 @@ def _with_flags(verdict: Verdict, posterior: Posterior) -> Verdict:
     ]
     if verdict.history is not None and verdict.history.flagged:
         flags.append(Flag("n_over_batch", str(verdict.history)))
-    values = {name: getattr(verdict, name) for name in verdict.__dataclass_fields__}
-    return Verdict(**{**values, "flags": tuple(flags)})
+    return replace(verdict, flags=tuple(flags))
 
 
 def _of_chains(verdict: Verdict) -> list[Flag]:
     chains = verdict.convergence
     if chains is None:
         return []
-    flags = [Flag("not_converged", f"{name}: {part}") for name, part in chains.asked.items() if not part.mixed][:1]
+    apart = [f"{name}: {part}" for name, part in chains.asked.items() if not part.mixed]
+    flags = [Flag("not_converged", "; ".join(apart))] if apart else []
     if not flags and chains.functions.least_ess < EFFECTIVE:
         flags.append(Flag("few_effective_draws", f"functions: {chains.functions}"))
     if chains.divergences:

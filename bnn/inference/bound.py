@@ -46,6 +46,7 @@ def elbo(objective: Objective, params: Mapping[str, Tensor], source: Source) -> 
     evaluations = 0
     while evaluations < _EVALUATIONS or len(epochs) < 2:
         total = weight = 0.0
+        objective.renew_all()  # the standard error takes epochs for independent
         for batch in source.batches():
             size = len(batch.y)
             total += size * float(objective.gradients(batch)[1][0])

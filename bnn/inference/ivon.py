@@ -185,6 +185,10 @@ class IVONLoss(Objective):
             given["noise"].normal_()
         self._fresh = not self._fresh
 
+    def renew_all(self) -> None:
+        """No mirror image next."""
+        self._fresh = False
+
     def approximation(self, params: Params) -> Approximation:
         """The Gaussian itself."""
         return self._gaussian(params["loc"], params["precision"])

@@ -143,6 +143,11 @@ class _Fit:
         self.names = [name for name, _ in objective.named_parameters()]
         self.params = list(objective.parameters())
         self.optimizer = _optimizer(method, self.params)
+        if isinstance(self.optimizer, NaturalOptimizer) and method.clip_norm is not None:
+            raise ValueError(
+                f"{type(self.optimizer).__name__} bounds its own steps, and its gradients are not those of the loss: "
+                "leave clip_norm= out"
+            )
         self.history = History()
         self.stats: list[Tensor] = []
         self.best: tuple[float, int, list[Tensor], dict[str, Tensor]] | None = None
@@ -158,7 +163,7 @@ class _Fit:
         whole = first_batch(self.objective, self.source)
         if self.validation is not None:
             try:
-                self.objective.check(self.validation)
+                self.objective.check_rows(self.validation)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"validation: {error}") from error
         sizes = batch_sizes(self.objective, self.source, whole)
@@ -242,10 +247,11 @@ class _Fit:
         finite = history.loss.isfinite()
         if not bool(finite.all()):
             step = int((~finite).nonzero()[0])
+            clip = "" if isinstance(self.optimizer, NaturalOptimizer) else "clip_norm=1.0, "
             raise NonFiniteLossError(
                 f"the loss is {history.loss[step].item()} at step {step + 1} (epoch {step // max(1, steps) + 1}; nll "
                 f"{history.nll[step].item():.4g}, kl {history.kl[step].item():.4g}): try a smaller lr (it is "
-                f"{self.method.lr}), clip_norm=1.0, or inputs and targets scaled to unit variance"
+                f"{self.method.lr}), {clip}or inputs and targets scaled to unit variance"
             )
         score = self._validate(epoch) if steps else None
         loss, nll, kl = table[-max(1, steps) :].mean(0).tolist() if len(table) else [math.nan] * 3

@@ -128,6 +128,9 @@ class Objective(nn.Module, ABC):
     def renew(self, given: dict[str, Tensor]) -> None:
         """Called with these tensors before each evaluation, to change them in place."""
 
+    def renew_all(self) -> None:
+        """Have the next evaluation depend on no number of the last one."""
+
     def forward(self, x: Any, y: Any, rows: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """The loss per datum of a batch: a scalar that knows its gradient.
 
@@ -212,6 +215,10 @@ class Objective(nn.Module, ABC):
         # Before Pyro adds its shapes to a message.
         if len(batch.y) > self.n_data:
             raise ValueError(f"n_data, the rows of the whole set, is {self.n_data}, but this batch has {len(batch.y)}")
+        self.check_rows(batch)
+
+    def check_rows(self, batch: Batch) -> None:
+        """As `check`, of rows that need not be among the N."""
         self.model.likelihood.check(self.outputs(batch.x), batch.y)
         values, points, state = self._start
         with isolated(device=self.temperature.device), torch.no_grad(), pyro.validation_enabled(True):

@@ -85,6 +85,11 @@ class Likelihood(ABC):
         shown += [f"{name}={value!r}" for name, value in self._settings.items() if value]
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    @property
+    def family(self) -> str:
+        """Its kind and settings, without the unknowns: equal for two whose outputs and unknowns mean the same."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._settings.items())})"
+
     def latents(self, like: Tensor) -> dict[str, Tensor]:
         """Sample (or look up) the unknowns in Pyro, once for all rows: ``{"likelihood.NAME": tensor}``.
 
@@ -129,6 +134,10 @@ class Likelihood(ABC):
             ValueError: Outputs of a shape that the likelihood cannot use.
         """
         return tuple(outputs.shape[1:])
+
+    def left_out(self, root: Tensor, there: Tensor) -> Tensor:
+        """What is left of a `fisher_root`, ``(n, k, r)``, where only these outputs, ``(n, k)``, have targets."""
+        return root * there.unsqueeze(-1)
 
     def training_weights(self, outputs: Tensor, latents: Mapping[str, Tensor], y: Tensor) -> Tensor:
         """``(n,)``: what the training loss of each row is multiplied by; used where `weighs` says so.
@@ -210,7 +219,7 @@ def present_root(likelihood: Likelihood, root: Tensor, outputs: Tensor, y: Tenso
             there = there.repeat(1, outputs.shape[1] // there.shape[1])
         else:
             there = there.unsqueeze(1).expand_as(outputs)
-    return root * there.reshape(len(outputs), -1, 1)
+    return likelihood.left_out(root, there.reshape(len(outputs), -1))
 
 
 def refuse_training_weights(likelihood: Likelihood, what: str) -> None:

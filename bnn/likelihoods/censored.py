@@ -35,7 +35,7 @@ class Censored(Likelihood):
     def __init__(self, base: Likelihood):
         _check_base("Censored", base)
         self.base, self.fields, self.filler = base, base.fields, base.filler
-        super().__init__()
+        super().__init__(settings={"base": base.family})
 
     def __repr__(self) -> str:
         return f"Censored({self.base!r})"
@@ -105,7 +105,7 @@ class Truncated(Likelihood):
             self.filler = high - 0.5 if high > 0.5 or base.support is None else high / 2
         else:
             self.filler = low + 0.5 if math.isinf(high) else (low + high) / 2
-        super().__init__(missing=base.missing)
+        super().__init__(missing=base.missing, settings={"base": base.family, "low": self.low, "high": self.high})
 
     def __repr__(self) -> str:
         return f"Truncated({self.base!r}, low={self.low}, high={self.high})"

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from bnn.distributions import base
+from bnn.distributions import base, function_in_words
 from bnn.likelihoods.base import Likelihood, Missing, Positive, Support, check_shape, check_support, shape_of
 
 
@@ -34,8 +34,7 @@ class Function(Likelihood):
         if not callable(fn):
             raise TypeError(f"fn is a function from outputs to a Pyro distribution, not {fn!r}")
         self.fn = fn
-        name = getattr(fn, "__qualname__", type(fn).__name__)
-        super().__init__(missing=missing, settings={"fn": name}, **unknowns)
+        super().__init__(missing=missing, settings={"fn": function_in_words(fn)}, **unknowns)
 
     def distribution(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> TorchDistributionMixin:
         """What the function gives, with all its dimensions but the rows in the event."""

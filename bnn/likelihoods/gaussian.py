@@ -111,6 +111,12 @@ class MultivariateGaussian(Likelihood):
         eye = torch.eye(self.outputs, dtype=root.dtype, device=root.device)
         return torch.linalg.solve_triangular(root, eye, upper=False).mT.expand(len(outputs), -1, -1)
 
+    def left_out(self, root: Tensor, there: Tensor) -> Tensor:
+        """The inverse of the covariance of those there: the Schur complement of the others in the precision."""
+        absent = root * ~there.unsqueeze(-1)
+        products = absent @ absent.mT + torch.diag_embed(there.to(root))
+        return (root - root @ (absent.mT @ torch.linalg.solve(products, absent))) * there.unsqueeze(-1)
+
     def averaged(self, outputs: Tensor, latents: Mapping[str, Tensor], covariance: Tensor) -> TorchDistributionMixin:
         """Gaussian, with both covariances added; see `GaussianAverage`."""
         root = self._root(outputs, latents)

@@ -130,8 +130,16 @@ def variance(fn: Any) -> Tensor:
 
 def draws(fn: Any) -> Tensor:
     """1,000 draws of y under a seed of their own; torch's random state stays as it was."""
-    with isolated(_SEED):
+    with isolated(_SEED, _device(fn)):
         return fn.sample((_DRAWS,))
+
+
+def _device(fn: Distribution) -> torch.device:
+    """Where its numbers are, whose generator the draws move."""
+    parts = list(vars(fn).values())
+    found = [part.device for part in parts if isinstance(part, Tensor)]
+    found += [_device(part) for part in parts if isinstance(part, Distribution)]
+    return next((device for device in found if device.type != "cpu"), torch.device("cpu"))
 
 
 def is_discrete(fn: Distribution) -> bool:

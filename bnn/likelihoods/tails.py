@@ -74,8 +74,9 @@ def _asymmetric_laplace(fn: Any, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _weibull(fn: Any, y: Tensor) -> tuple[Tensor, Tensor]:
-    hazard = fn.log_hazard(y).exp()
-    return log1mexp(hazard), -hazard
+    power, hazard = fn.log_hazard(y), fn.hazard(y)
+    tiny = power < -15  # log(1 - exp(-h)) is log h - h / 2, of an h that may be too small for a number
+    return torch.where(tiny, power - 0.5 * hazard, log1mexp(torch.where(tiny, 1.0, hazard))), -hazard
 
 
 #: A dict from the family: what is not in it has no distribution function that torch can differentiate.

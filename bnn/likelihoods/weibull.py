@@ -9,6 +9,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+#: The largest logarithm of a hazard of which the exponential is taken.
+_LARGEST = 80.0
+
 
 class WeibullLaw(TorchDistribution):
     """``P(Y > y) = exp(-(y / scale)^concentration)``.
@@ -37,16 +40,20 @@ class WeibullLaw(TorchDistribution):
         """The logarithm of the cumulative hazard, ``(y / scale)^concentration``."""
         return self.concentration * (y.log() - self.log_scale)
 
+    def hazard(self, y: Tensor) -> Tensor:
+        """The cumulative hazard; beyond e^80 a straight line in its logarithm, which single precision can hold."""
+        power = self.log_hazard(y)
+        return power.clamp(max=_LARGEST).exp() * (1 + (power - _LARGEST).clamp(min=0))
+
     def log_prob(self, value: Tensor) -> Tensor:
         """The log-density."""
         if self._validate_args:
             self._validate_sample(value)
-        power = self.log_hazard(value)
-        return self.concentration.log() - value.log() + power - power.exp()
+        return self.concentration.log() - value.log() + self.log_hazard(value) - self.hazard(value)
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(Y <= value)."""
-        return -torch.expm1(-self.log_hazard(value).exp())
+        return -torch.expm1(-self.hazard(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile."""
@@ -60,12 +67,12 @@ class WeibullLaw(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """scale * Gamma(1 + 1 / concentration)."""
-        return self._moment(1)
+        return (self.log_scale + torch.lgamma(1 + 1 / self.concentration)).exp()
 
     @property
     def variance(self) -> Tensor:
-        """E[y^2] - E[y]^2."""
-        return self._moment(2) - self._moment(1).square()
-
-    def _moment(self, order: int) -> Tensor:
-        return (order * self.log_scale + torch.lgamma(1 + order / self.concentration)).exp()
+        """E[y^2] - E[y]^2, which are nearly equal at a large concentration: by the logarithm of their ratio."""
+        shape = self.concentration.double()
+        first, second = torch.lgamma(1 + 1 / shape), torch.lgamma(1 + 2 / shape)
+        found = (2 * (self.log_scale.double() + first)).exp() * torch.expm1(second - 2 * first)
+        return found.to(self.log_scale.dtype)
