@@ -219,10 +219,12 @@ class Prediction:
         if quantiles.is_discrete(fn):
             return self._count_quantile(fn, level, low - 1, high)
         narrow = max(_NARROW, 2 * torch.finfo(low.dtype).eps)
+        # Around 0 nothing is narrow beside the quantile: there, beside the first bracket.
+        least = torch.where((low < 0) & (high > 0), high - low, 0.0)
         for _ in range(_BISECTIONS):
             middle = low + (high - low) / 2
             # Beside the quantile, not beside the bracket: of positive targets that may span many powers of ten.
-            wide = high - low > narrow * middle.abs()
+            wide = high - low > narrow * torch.maximum(middle.abs(), least)
             if not bool(wide.any()):
                 break
             below = self._mean_cdf(fn, middle) < level

@@ -220,22 +220,20 @@ def figure(data: Set, result: dict[str, Any], predictions: dict[str, bnn.Predict
     panels = len(predictions) - 1 if data.x.shape[1] == 1 else 0
     columns = 4
     height = math.ceil(panels / columns)
-    fig = plt.figure(figsize=(12, 4 + 2.1 * height), layout="constrained")
-    spec = fig.add_gridspec(1 + height, columns, height_ratios=[1.8] + [1] * height)
-    cost = fig.add_subplot(spec[0, :])
-    ordered = sorted(result["rows"].items(), key=lambda item: item[1]["seconds"])
-    for place, (name, row) in enumerate(ordered):
-        cost.plot(row["seconds"], row["tv"], "o", color="C0")
-        cost.annotate(
-            name,
-            (row["seconds"], row["tv"]),
-            xytext=(4, (4, -11, 13)[place % 3]),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    cost.margins(0.1, 0.15)
-    cost.set(xscale="log", yscale="log", xlabel="seconds of the fit", ylabel="total variation from NUTS")
-    cost.set_title(f"{data.name}: what a method costs, and how far it is from the posterior")
+    fig = plt.figure(figsize=(12, 4.5 + 2.1 * height), layout="constrained")
+    spec = fig.add_gridspec(1 + height, columns, height_ratios=[2.2] + [1] * height)
+    # Names on an axis cannot cover each other, as they do beside points of cost against distance.
+    names = sorted(result["rows"], key=lambda name: -result["rows"][name]["tv"])
+    far = fig.add_subplot(spec[0, : columns // 2])
+    cost = fig.add_subplot(spec[0, columns // 2 :], sharey=far)
+    for axes, key, label in ((far, "tv", "total variation from NUTS"), (cost, "seconds", "seconds of the fit")):
+        axes.plot([result["rows"][name][key] for name in names], names, "o", color="C0")
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+    cost.tick_params(labelleft=False)
+    far.set_title(f"{data.name}: how far a method is from the posterior", loc="left")
+    cost.set_title("and what it costs", loc="left")
     for place, (name, pred) in enumerate(list(predictions.items())[1:] if panels else []):
         axes = fig.add_subplot(spec[1 + place // columns, place % columns])
         x = data.at[:, 0]
