@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,6 +109,12 @@ def estimate(x: Tensor, variance: Tensor) -> InputLaw:
         mean, covariance = mean + shift, (new + new.mT) / 2
         if float(change) < _STILL:
             break
+    else:
+        warnings.warn(
+            f"the law of the true inputs still changed by {float(change):.1e} standard deviations after {_ROUNDS} "
+            "rounds: some features are hardly ever read together. Give input_prior=",
+            stacklevel=2,
+        )
     return InputLaw(centre + unit * mean, covariance * unit * unit[:, None])
 
 

@@ -7,6 +7,7 @@ Gaussian law. Given the reading, ``x_i = c_i + L_i z_i`` with ``z_i ~ Normal(0, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,7 +53,10 @@ class Readings:
     law: InputLaw | None = None
 
     def __repr__(self) -> str:
-        noise = f"one a value, {tuple(self.noise.shape)}" if self.by_value else in_words(self.noise)
+        noise = in_words(self.noise)
+        if self.by_value:  # a digest, so that other numbers of this shape are told apart when a file is read
+            digest = hashlib.sha256(self.noise.numpy().tobytes()).hexdigest()[:12]
+            noise = f"one a value, {tuple(self.noise.shape)}, {digest}"
         parts = [f"input_noise={noise}"]
         parts += [] if self.prior is None else [f"input_prior={in_words(self.prior)}"]
         return ", ".join([*parts, *(["missing='infer'"] if self.missing else [])])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import bnn
 import bnn.inference.mean_field as mean_field_module
-from bnn import readings
+from bnn import input_law, readings
 from bnn.inference.mean_field import MeanFieldLoss
 from bnn.inference.objective import Objective
 from bnn.input_law import InputLaw, estimate
@@ -663,3 +663,22 @@ def test_what_is_told_besides():
         fit(weighed, (x, torch.arange(12) % 3), "map")
     with pytest.raises(ValueError, match="anchored ensemble needs inputs"):
         fit(model, (x, y), bnn.Ensemble(anchored=True))
+
+
+def test_other_noise_of_the_same_shape_is_another_model():
+    """The words of a model are what a file is held against."""
+    model, again, other = (
+        repr(Line(torch.zeros(3, 1), torch.zeros(3, 1)).model(input_noise=noise))
+        for noise in (torch.full((3, 1), 0.5), torch.full((3, 1), 0.5), torch.tensor([[0.5], [0.5], [0.6]]))
+    )
+    assert model == again != other
+
+
+def test_a_law_that_is_not_found_is_told(monkeypatch: pytest.MonkeyPatch):
+    with isolated(0):
+        x = torch.randn(50, 2, dtype=F64) @ torch.tensor([[1.0, 0.9], [0.0, 0.4]], dtype=F64)
+    x[: len(x) // 2, 0] = math.nan
+    estimate(x, torch.zeros(1, 2))
+    monkeypatch.setattr(input_law, "_ROUNDS", 2)
+    with pytest.warns(UserWarning, match="after 2 rounds.*input_prior="):
+        estimate(x, torch.zeros(1, 2))
