@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bnn
+from bnn.priors import location_scale
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 
@@ -58,7 +58,7 @@ def test_map_takes_the_steps_of_sgd(results):
     ],
 )
 def test_a_wrong_prior_would_be_seen(weight_decay, patch_line, name, old, new):
-    patch_line(bnn.priors, name, old, new)
+    patch_line(location_scale, name, old, new)
     follow = weight_decay.follow_sgd(weight_decay.Config(follow_epochs=2), weight_decay.load())
     assert follow["largest_difference"] > 1e-4
 

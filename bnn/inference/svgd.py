@@ -103,7 +103,8 @@ class SteinLoss(Objective):
         heat = self.temperature / self.n_data
 
         def energy(at: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            terms = self.points_loss.terms({"theta": at}, points, batch, state)
+            # A copy: tensors of the inner gradient must not get out, and buffers stay in evaluation mode.
+            terms = self.points_loss.terms({"theta": at}, points, batch, dict(state))
             return (terms.nll + self.temperature * terms.kl).sum() / self.n_data, (terms.nll, terms.kl)
 
         gradient, (nll, kl) = torch.func.grad(energy, has_aux=True)(fixed)
