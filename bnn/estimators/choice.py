@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from bnn.forward import depends_on_mode
-from bnn.inference import MAP, METHODS, NUTS, Auto, Laplace, MeanField, Method
+from bnn.inference import MAP, NUTS, Auto, Laplace, MeanField, Method, as_method
 from bnn.inference.auto import choose
 from bnn.inference.base import Run
 from bnn.model import BNN
@@ -51,14 +50,7 @@ def chosen(
         ValueError: An unknown name; training settings for a method that does not train.
         TypeError: No method.
     """
-    if isinstance(method, str):
-        if method not in METHODS:
-            near = difflib.get_close_matches(method, METHODS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
-        method = METHODS[method]()
-    if not isinstance(method, Method):
-        raise TypeError(f"method is a name or a method such as bnn.MAP(epochs=200), not {method!r}")
+    method = as_method(method)
     if isinstance(method, Auto):
         found = _auto(model, rows, run, training, own=own, stream=stream)
         return Chosen(trained(found.method, training), found.why)

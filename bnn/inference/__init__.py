@@ -146,14 +146,7 @@ def fit(
         ValueError: Data that do not fit the model, unknown names, parameters in half precision, in words.
         NonFiniteLossError: The loss became NaN or infinite.
     """
-    if isinstance(method, str):
-        if method not in METHODS:
-            near = difflib.get_close_matches(method, METHODS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
-        method = METHODS[method]()
-    if not isinstance(method, Method):
-        raise _no_method(method)
+    method = as_method(method)
     if not isinstance(model, BNN):
         raise TypeError(f"model is a bnn.BNN, not {type(model).__name__}")
     check_precision(model.net)
@@ -181,6 +174,21 @@ def fit(
     return posterior
 
 
-def _no_method(given: object) -> TypeError:
-    hint = f": call it, bnn.{given.__name__}()" if isinstance(given, type) else ""
-    return TypeError(f"method is a name or a method of bnn.inference, not {given!r}{hint}")
+def as_method(method: str | Method) -> Method:
+    """A method, from its name if that is what was given.
+
+    Raises:
+        ValueError: An unknown name, with the nearest.
+        TypeError: No method.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            near = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown method {method!r}; {hint}known are {', '.join(METHODS)}")
+        method = METHODS[method]()
+    given: object = method
+    if not isinstance(given, Method):
+        hint = f": call it, bnn.{given.__name__}()" if isinstance(given, type) else ""
+        raise TypeError(f"method is a name or a method of bnn.inference, not {given!r}{hint}")
+    return given

@@ -44,11 +44,7 @@ def predictive_band(
         ValueError: Inputs with several columns, or of another length than the prediction; several outputs and no
             `output`.
     """
-    inputs = _one_input(x)
-    if len(inputs) != prediction.num_rows:
-        raise ValueError(f"x has {len(inputs)} rows, the prediction has {prediction.num_rows}")
-    order = np.argsort(inputs, kind="stable")
-    inputs = inputs[order]
+    inputs, order = inputs_in_order(prediction, x)
     mean = _one_output(prediction.mean, output)[order]
     low, high = (_one_output(end, output)[order] for end in prediction.interval(level))
     ax = one(ax)
@@ -126,6 +122,19 @@ def _mean_band(prediction: Prediction, level: float, output: int | None) -> Arra
     means = array(prediction.means)
     chosen = np.stack([_one_output(draw, output) for draw in means])
     return np.quantile(chosen, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def inputs_in_order(prediction: Prediction, x: Any) -> tuple[Array, Array]:
+    """The one input of each row, ``(n,)``, sorted, and which row each is.
+
+    Raises:
+        ValueError: Inputs with several columns, or of another length than the prediction.
+    """
+    inputs = _one_input(x)
+    if len(inputs) != prediction.num_rows:
+        raise ValueError(f"x has {len(inputs)} rows, the prediction has {prediction.num_rows}")
+    order = np.argsort(inputs, kind="stable")
+    return inputs[order], order
 
 
 def _one_input(x: Any) -> Array:

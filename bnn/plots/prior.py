@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from bnn.plots.predictive import _one_input, _one_output
+from bnn.plots.predictive import _one_output, inputs_in_order
 from bnn.plots.style import BLACK, BLUE, GREY, SKY, VERMILLION, Array, array, legend, one, percent, several
 from bnn.prediction import Prediction
 from bnn.priors.measures import class_probs
@@ -47,11 +47,7 @@ def prior_functions(
         ValueError: Inputs with several columns, or of another length than the prediction; several outputs and no
             `output`.
     """
-    inputs = _one_input(x)
-    if len(inputs) != prediction.num_rows:
-        raise ValueError(f"x has {len(inputs)} rows, the prediction has {prediction.num_rows}")
-    order = np.argsort(inputs, kind="stable")
-    inputs = inputs[order]
+    inputs, order = inputs_in_order(prediction, x)
     functions = np.stack([_one_output(draw, output) for draw in array(prediction.outputs)])[:, order]
     ax = one(ax)
     for share, colour, alpha in ((level, SKY, 0.3), (0.5, BLUE, 0.3)):
