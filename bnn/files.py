@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +18,7 @@ from bnn.input_law import InputLaw
 from bnn.layout import Layout, Site
 from bnn.model import BNN
 from bnn.random import isolated
+from bnn.writing import new_folder
 
 if TYPE_CHECKING:
     from bnn.posterior import Posterior
@@ -59,7 +57,6 @@ def save(posterior: Posterior, path: str | Path, *, overwrite: bool = False) -> 
 
     path = Path(path)
     _check_place(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors, kind = _tensors(posterior)
     record = {
         "schema": SCHEMA,
@@ -74,18 +71,11 @@ def save(posterior: Posterior, path: str | Path, *, overwrite: bool = False) -> 
             if not isinstance(value := getattr(posterior.history, f.name), Tensor)
         },
     }
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with new_folder(path) as folder:
         save_file(
-            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary / _TENSORS
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, folder / _TENSORS
         )
-        (temporary / _JSON).write_text(json.dumps(record, indent=2), encoding="utf-8")
-        for name in (_TENSORS, _JSON):
-            _flush(temporary / name)
-        temporary.chmod(0o755)
-        _swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / _JSON).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return path
 
 
@@ -292,20 +282,6 @@ def check_names(what: str, got: dict[str, Tensor], expected: dict[str, Tensor]) 
         raise ValueError(f"the saved {what} do not fit this model: saved {theirs}, expected {ours}")
 
 
-def _swap(new: Path, place: Path) -> None:
-    """Put a finished folder in its place; what was there is removed only once the new one stands."""
-    old = new.with_name(f"{new.name}.old")
-    if place.exists():
-        os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except BaseException:
-        if old.exists():
-            os.replace(old, place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _check_place(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
@@ -314,8 +290,3 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
     others = sorted({p.name for p in path.iterdir()} - {_JSON, _TENSORS}) if path.is_dir() else [path.name]
     if others:
         raise FileExistsError(f"{path} is more than a posterior and is not overwritten: there is {', '.join(others)}")
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,0 +1,182 @@
+"""How far a fit has come, in files: written whole or not at all, and read back only by the same fit.
+
+A state is one safetensors file: tensors, and JSON in its header with a checksum of both. The state before the last one
+is kept beside it, for the day on which the last one cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnn.writing import write_file
+
+SCHEMA = 1
+_LAST, _BEFORE = "state.safetensors", "state.before.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a fit writes how far it has come, and how often.
+
+    Args:
+        path: A folder, made if it is not there. The same fit, called again, goes on from what it finds there.
+        seconds: At least so long between two states; what is lost at worst.
+        steps: Besides, a state after every so many steps; ``None``: by the clock alone.
+    """
+
+    path: str | Path
+    seconds: float = 60.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for intervals that make no sense."""
+        if not self.seconds >= 0:
+            raise ValueError(f"seconds is at least 0, not {self.seconds}")
+        if self.steps is not None and not self.steps >= 1:
+            raise ValueError(f"steps is a whole number from 1, or None, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by name, and numbers as JSON."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+    #: What the reader is to be told: that the last state was damaged, say.
+    notes: list[str] = field(default_factory=list)
+
+
+class Saver:
+    """One fit's place for its states.
+
+    Args:
+        checkpoint: Where, and how often.
+        identity: What makes this fit the one that it is, as JSON: method, model, data, seed. A state of another one is
+            refused.
+        name: Of a part of a fit that has several, one after the other; each has a folder of its own.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, Any], name: str = ""):
+        self.checkpoint, self.identity = checkpoint, json.loads(json.dumps(dict(identity)))
+        self.folder = Path(checkpoint.path) / name if name else Path(checkpoint.path)
+        self._written, self._steps = time.monotonic(), 0
+
+    def part(self, name: str, identity: Mapping[str, Any]) -> Saver:
+        """The place of a part of this fit, such as the mode that a Laplace approximation is made around."""
+        return Saver(Checkpoint(self.folder, self.checkpoint.seconds, self.checkpoint.steps), identity, name)
+
+    def due(self, steps: int = 1) -> bool:
+        """Whether it is time for a state, `steps` steps after the last question."""
+        self._steps += steps
+        by_steps = self.checkpoint.steps is not None and self._steps >= self.checkpoint.steps
+        return by_steps or time.monotonic() - self._written >= self.checkpoint.seconds
+
+    def write(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Write a state; the one before stays until this one stands.
+
+        Raises:
+            OSError: The disk is full, say. The last state is as it was.
+        """
+        from safetensors.torch import save
+
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        text = json.dumps({"schema": SCHEMA, "identity": self.identity, "numbers": dict(numbers)})
+        content = save(_without_shared(plain), {"record": text, "checksum": _checksum(plain, text)})
+        last = self.folder / _LAST
+        if last.exists():
+            last.replace(self.folder / _BEFORE)
+        write_file(last, content)
+        self._written, self._steps = time.monotonic(), 0
+
+    def read(self) -> State | None:
+        """The last state that can be read; None where there is none yet.
+
+        Raises:
+            ValueError: The states are of another fit (and what differs), of a newer version, or all are damaged.
+        """
+        damaged = []
+        for name in (_LAST, _BEFORE):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                record, tensors = _read(path)
+            except _Damaged as error:
+                damaged.append(str(error))
+                continue
+            self._check(path, record)
+            return State(tensors, record["numbers"], damaged)
+        if damaged:
+            raise ValueError(
+                f"{'; '.join(damaged)}: no state is left to go on from; remove {self.folder} to begin anew"
+            )
+        return None
+
+    def _check(self, path: Path, record: dict[str, Any]) -> None:
+        theirs, ours = record["identity"], self.identity
+        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        if other:
+            told = "; ".join(_difference(key, theirs.get(key), ours.get(key)) for key in other)
+            raise ValueError(
+                f"{path} is how far another fit has come: {told}. Give checkpoint= another folder, or remove this one"
+            )
+
+
+class _Damaged(Exception):
+    """A state that cannot be read, and why."""
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        text = metadata["record"]
+        if _checksum(tensors, text) != metadata["checksum"]:
+            raise _Damaged(f"{path} is damaged: its checksum does not fit")
+        record = json.loads(text)
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise _Damaged(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if record["schema"] > SCHEMA:
+        raise ValueError(f"{path} was written by a newer bnn (schema {record['schema']}, this one reads {SCHEMA})")
+    return record, tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of names, dtypes, shapes, bytes and text."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _without_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those that share memory, which safetensors refuses."""
+    seen: set[int] = set()
+    own = {}
+    for name, value in tensors.items():
+        start = value.untyped_storage().data_ptr()
+        own[name] = value.clone() if start in seen else value
+        seen.add(start)
+    return own
+
+
+def _difference(key: str, theirs: Any, ours: Any) -> str:
+    """Where two values differ, by its path."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        inner = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        return "; ".join(_difference(f"{key}.{name}", theirs.get(name), ours.get(name)) for name in inner)
+    return f"{key} was {theirs!r}, is {ours!r}"

@@ -1,0 +1,85 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_file(path: str | Path, content: bytes) -> Path:
+    """Write a file such that its name stands for the old content or for all of the new, whenever the power fails.
+
+    Raises:
+        OSError: No space, no permission; the old file is as it was, and nothing else is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp keeps the file to its owner; what a run writes is as readable as what the shell writes.
+        Path(name).chmod(0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+    return path
+
+
+@contextmanager
+def new_folder(place: str | Path) -> Iterator[Path]:
+    """A folder to fill beside `place`, which takes that name when the block ends without an error.
+
+    What was at `place` before is removed only once the new folder stands there.
+    """
+    place = Path(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            flush(path)
+        flush(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        _swap(temporary, place)
+        flush(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a finished folder in its place; what was there is removed only once the new one stands."""
+    old = new.with_name(f"{new.name}.old")
+    if place.exists():
+        os.replace(place, old)
+    try:
+        os.replace(new, place)
+    except BaseException:
+        if old.exists():
+            os.replace(old, place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask, which the system tells only by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
