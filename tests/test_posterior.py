@@ -596,7 +596,7 @@ def test_overwrite_takes_nothing_but_a_posterior(one_saved, model, regression, q
     assert (one_saved / "thesis.tex").read_text() == "years of work"
 
 
-FAILURES = ["safetensors.torch.save_file", "bnn.files.json.dumps", "bnn.files._flush", "bnn.files._swap"]
+FAILURES = ["safetensors.torch.save_file", "bnn.files.json.dumps", "bnn.writing.flush", "bnn.writing._swap"]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
