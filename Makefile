@@ -16,7 +16,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-slow lint format bench clean
+.PHONY: help venv demo test test-slow lint format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -52,9 +52,17 @@ format: $(STAMP)  ## put the code in ruff's format and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+# Its own stamp: Sphinx is needed for nothing else.
+$(VENV)/.docs: $(STAMP) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## build the site into docs/_build/html; warnings and dead links fail
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html -c docs . docs/_build/html
+
 bench: $(STAMP)  ## time one training step against plain PyTorch and plain Pyro
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
 clean:  ## remove builds and caches; .venv and runs/ stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
