@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import bnn
 
-#: scikit-learn's checks that are expected to fail, and why. The issue allows three.
+#: scikit-learn's checks that are expected to fail, and why.
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": (
         "it wants a weight of 2 to equal a row that is there twice to 1e-7. The loss is per row, so that N differs by "

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -140,7 +141,9 @@ def reference() -> tuple[dict[str, Tensor], Tensor, Tensor]:
     return draws, torch.tensor(data["X"]).double(), torch.tensor(data["y"]).double()[:, None]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name == "nuts" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_reference_draws_with_a_latent_noise_scale(name: str) -> None:
     """beta_j ~ N(0, 10), sigma ~ N+(0, 10), y ~ N(X beta, sigma): each method's chains against posteriordb's."""
     draws, x, y = reference()
@@ -174,13 +177,17 @@ def check_scale() -> None:
     test_reference_draws_with_a_latent_noise_scale("nuts")
 
 
+@pytest.mark.slow
 def test_control_a_wrong_jacobian(patch_line) -> None:
     patch_line(point, "point_terms", "kl - latents.log_abs_det(theta)", "kl + 5 * latents.log_abs_det(theta)")
     with pytest.raises(AssertionError):
         check_scale()
 
 
-@pytest.mark.parametrize("method", [bnn.NUTS, bnn.HMC, bnn.ChEES])
+SHORT = [partial(bnn.NUTS, max_depth=4), bnn.HMC, bnn.ChEES]
+
+
+@pytest.mark.parametrize("method", SHORT, ids=["NUTS", "HMC", "ChEES"])
 def test_same_seed_same_draws_and_other_seeds_others(method, model, regression) -> None:
     settings = method(chains=3, warmup=5, num_samples=4)
     fits = [bnn.fit(model, regression, settings, seed=s, compile="graph", progress=False) for s in (0, 0, 1)]
@@ -234,7 +241,7 @@ def test_temperature_divides_the_log_likelihood() -> None:
 
 def test_statistics_reach_arviz(model, regression) -> None:
     posterior = bnn.fit(
-        model, regression, bnn.NUTS(chains=2, warmup=10, num_samples=8), compile="graph", progress=False
+        model, regression, bnn.NUTS(chains=2, warmup=10, num_samples=8, max_depth=4), compile="graph", progress=False
     )
     stats = posterior.to_arviz().sample_stats
     assert set(stats.data_vars) >= {
