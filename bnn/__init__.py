@@ -5,10 +5,14 @@ Names are imported when they are first used, so that ``import bnn`` stays light.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# The library prints nothing; what it tells is heard by those who ask `logging` for it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Public name -> the module that defines it. The single table behind both `bnn.NAME` and `dir(bnn)`.
 _HOME = {
@@ -18,6 +22,7 @@ _HOME = {
     "BayesianModuleClassifier": "bnn.estimators",
     "BayesianModuleRegressor": "bnn.estimators",
     "BayesianRegressor": "bnn.estimators",
+    "Checkpoint": "bnn.checkpoint",
     "ChEES": "bnn.inference",
     "Ensemble": "bnn.inference",
     "Flow": "bnn.inference",
@@ -43,12 +48,13 @@ _HOME = {
     "SGHMC": "bnn.inference",
     "SVGD": "bnn.inference",
     "compare": "bnn.analysis",
+    "distil": "bnn.export",
     "fit": "bnn.inference",
-    "load": "bnn.posterior",
+    "load": "bnn.files",
     "report": "bnn.reporting",
     "stack": "bnn.analysis",
 }
-_SUBMODULES = ("analysis", "inference", "likelihoods", "nets", "plots", "priors")
+_SUBMODULES = ("analysis", "distributed", "inference", "likelihoods", "loggers", "nets", "plots", "priors", "streams")
 
 __all__ = [
     "BNN",
@@ -68,6 +74,7 @@ __all__ = [
     "BayesianModuleRegressor",
     "BayesianRegressor",
     "ChEES",
+    "Checkpoint",
     "Ensemble",
     "Flow",
     "FullRank",
@@ -83,26 +90,33 @@ __all__ = [
     "Variational",
     "analysis",
     "compare",
+    "distil",
+    "distributed",
     "fit",
     "inference",
     "likelihoods",
     "load",
+    "loggers",
     "nets",
     "plots",
     "priors",
     "report",
     "stack",
+    "streams",
 ]
 
 if TYPE_CHECKING:
-    from bnn import analysis, inference, likelihoods, nets, plots, priors
+    from bnn import analysis, distributed, inference, likelihoods, loggers, nets, plots, priors, streams
     from bnn.analysis import compare, stack
+    from bnn.checkpoint import Checkpoint
     from bnn.estimators import (
         BayesianClassifier,
         BayesianModuleClassifier,
         BayesianModuleRegressor,
         BayesianRegressor,
     )
+    from bnn.export import distil
+    from bnn.files import load
     from bnn.history import History
     from bnn.inference import (
         HMC,
@@ -130,7 +144,7 @@ if TYPE_CHECKING:
         fit,
     )
     from bnn.model import BNN
-    from bnn.posterior import Posterior, load
+    from bnn.posterior import Posterior
     from bnn.prediction import Prediction
     from bnn.reporting import report
 

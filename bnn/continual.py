@@ -10,6 +10,7 @@ al. 2018, arXiv:1805.07810).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import pyro
 import torch
 from pyro import distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import ReshapeTransform
 
 from bnn.approximations import Approximation, Gaussian, LocalGaussian
 from bnn.approximations.correlated import FullRank, LowRank
+from bnn.likelihoods import Likelihood, Positive
 from bnn.priors import Normal, Prior
 
 if TYPE_CHECKING:
@@ -116,6 +119,40 @@ def as_prior(posterior: Posterior, covariance: Literal["auto", "full", "diag"] =
         scale = root if root.dim() == 1 else root.norm(dim=1)
         return _independent(loc[rows], scale[rows], shapes)
     return _joint(loc[rows], root[rows], shapes)
+
+
+def likelihood_as_prior(posterior: Posterior) -> Likelihood:
+    """The likelihood, with what was learned of its own positive unknowns as their prior before the next data.
+
+    Each unknown that had a prior has a log-normal one, with mean and standard deviation of the logarithms of its draws:
+    exact where they are Gaussian, as under `bnn.MeanField`. What they say of the weights, and of each other, is lost.
+    Unknowns without spread (the noise scale of `bnn.Laplace`, tuned to a point) keep their prior, and so do those of a
+    likelihood inside another (`bnn.likelihoods.Truncated`).
+    """
+    likelihood = posterior.model.likelihood
+    found: dict[str, Positive] = {}
+    for name, what in likelihood._unknowns.items():
+        if isinstance(what, TorchDistributionMixin):
+            loc, scale = _logs(posterior, f"likelihood.{name}")
+            if bool((scale > 0).all()) and bool(loc.isfinite().all()):
+                found[name] = dist.LogNormal(loc, scale)
+    other = copy.copy(likelihood)
+    other._unknowns = {**likelihood._unknowns, **found}
+    return other
+
+
+def _logs(posterior: Posterior, site: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the logarithm of a positive unknown, in double precision."""
+    moments = _moments(posterior.approximation)
+    if moments is None:
+        logs = posterior.draws()[site].double().log()
+        return logs.mean(0), logs.std(0)
+    loc, root, names, sizes = moments  # a Gaussian over unconstrained numbers, which logarithms are
+    place = names.index(site)
+    rows = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
+    scale = root[rows] if root.dim() == 1 else root[rows].norm(dim=1)
+    (value,) = [each.value for each in posterior.model.sites().latents if each.name == site]
+    return loc[rows].double().reshape(value.shape), scale.double().reshape(value.shape)
 
 
 def _from_draws(posterior: Posterior, names: list[str], covariance: str) -> Mapping[str, Prior] | Prior:

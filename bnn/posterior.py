@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -77,7 +77,7 @@ class Posterior:
         self.input_shapes = input_shapes
         self._names = [name for name, p in self.model.net.named_parameters() if p.requires_grad]
         # Where each draw is a net of its own (an ensemble), it holds its own learned points and buffers too.
-        self._tensors = [*self._names, *self.model.state()]
+        self.tensor_names = [*self._names, *self.model.state()]
 
     def __repr__(self) -> str:
         shape = self.approximation.shape
@@ -163,29 +163,29 @@ class Posterior:
         """
         if at_once is not None and at_once < 1:
             raise ValueError(f"at_once is at least 1, not {at_once}")
-        if draws is None and self._linear is not None and isinstance(self.model.likelihood, GaussianAverage):
-            return self._predict_exactly(self._linear, x)
+        if draws is None and self.linear is not None and isinstance(self.model.likelihood, GaussianAverage):
+            return self._predict_exactly(self.linear, x)
         values = self._checked(draws) if isinstance(draws, Mapping) else self.draws(draws, seed)
         num = len(next(iter(values.values()))) if values else 1
         readings = self.model.readings
         if readings is not None and draws is None:
             times = -(-DEFAULT_DRAWS // num)
             values, num = {name: value.repeat_interleave(times, 0) for name, value in values.items()}, num * times
-        weights = {name: values[name] for name in self._tensors if name in values}
+        weights = {name: values[name] for name in self.tensor_names if name in values}
         own = None if readings is None else InputDraws(readings, num, seed)
 
         def run(inputs: Inputs) -> Tensor:
             if own is None:
-                return forward_over_draws(self.model, weights, self._shared, inputs, num, at_once)
+                return forward_over_draws(self.model, weights, self.shared, inputs, num, at_once)
             assert isinstance(inputs, Mapping)
             parts = [
-                forward_over_draws(self.model, weights, self._shared, part, num, at_once, own_inputs=True)
+                forward_over_draws(self.model, weights, self.shared, part, num, at_once, own_inputs=True)
                 for part in own.parts(inputs)
             ]
             return torch.cat(parts, dim=1)
 
-        outputs = self._over(x, run if self._linear is None else self._linear.over_draws(values))
-        return Prediction(self.model.likelihood, outputs, self._likelihood_latents(values, num))
+        outputs = self._over(x, run if self.linear is None else self.linear.over_draws(values))
+        return Prediction(self.model.likelihood, outputs, self.likelihood_latents(values, num))
 
     def _predict_exactly(self, linear: Linearised, x: Any) -> Prediction:
         """The Gaussian average over all weights: a single component."""
@@ -201,18 +201,18 @@ class Posterior:
             torch.cat(covariances).unsqueeze(0),
             lambda num: self._over(x, linear.over_draws(self.approximation.sample(num))),
         )
-        return Prediction(self.model.likelihood, outputs, self._likelihood_latents(self.draws(1), 1), spread)
+        return Prediction(self.model.likelihood, outputs, self.likelihood_latents(self.draws(1), 1), spread)
 
     @cached_property
-    def _linear(self) -> Linearised | None:
+    def linear(self) -> Linearised | None:
         """The network linearised, where the posterior was made for that."""
         local = self.approximation
         if not (isinstance(local, LocalGaussian) and local.linear):
             return None
-        return Linearised(self.model, local, self._shared)
+        return Linearised(self.model, local, self.shared)
 
     @property
-    def _shared(self) -> Values:
+    def shared(self) -> Values:
         """What all draws have in common."""
         return {**self.state, **{name: v for name, v in self.points.items() if name in self._names}}
 
@@ -265,7 +265,7 @@ class Posterior:
             raise ValueError(f"these draws differ in number: {sizes}")
         return dict(draws)
 
-    def _likelihood_latents(self, values: Mapping[str, Tensor], num: int) -> Values:
+    def likelihood_latents(self, values: Mapping[str, Tensor], num: int) -> Values:
         """The likelihood's unknowns under each draw, fixed and learned ones repeated."""
         like = self.model.like
         own = {name: v for name, v in values.items() if name.startswith("likelihood.")}
@@ -309,21 +309,45 @@ class Posterior:
 
         return as_prior(self, covariance)
 
+    def export(
+        self,
+        path: str | Path,
+        example_inputs: Any = None,
+        *,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        draws: int | None = None,
+        seed: int = 0,
+        format: Literal["pt2", "onnx"] | None = None,
+    ) -> Path:
+        """Write one file that takes inputs and gives predictions, without Pyro and without bnn; see docs/export.md.
+
+        Args:
+            path: ``model.pt2``, for ``torch.export.load``, or ``model.onnx``.
+            example_inputs: A few rows of x; needed where the network takes several inputs, or whole numbers.
+            quantiles: Levels of the predictive quantiles in the file; ``()``: none.
+            draws: How many, as in `predict`; they are stored in the file.
+            seed: Of the draws.
+            format: ``"pt2"`` or ``"onnx"``, where the name of the file does not say.
+
+        Returns:
+            The path. The file gives ``{name: (n, ...)}``: mean, sd, epistemic_sd, aleatoric_sd, quantiles (levels
+            last); probabilities (classes last), entropy, mutual_information; what the likelihood has of them.
+
+        Raises:
+            ValueError: What cannot be exported, and why: uncertain inputs; a network whose forward pass branches on
+                values or fixes the number of rows; quantiles whose distribution function torch does not have.
+        """
+        from bnn.export import export_posterior
+
+        return export_posterior(
+            self, path, example_inputs, quantiles=quantiles, draws=draws, seed=seed, format=format
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder of tensors and JSON (nothing executable); see `bnn.files.save`."""
         from bnn.files import save
 
         return save(self, path, overwrite=overwrite)
-
-
-def load(path: str | Path, model: BNN, *, method: Any = None) -> Posterior:
-    """Read a posterior back; see `bnn.files.load`."""
-    from bnn.files import load as load_files
-
-    if not isinstance(model, BNN):
-        raise TypeError(f"model is the bnn.BNN that was fitted, built anew, not a {type(model).__name__}")
-
-    return load_files(path, model, method=method)
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

@@ -181,7 +181,7 @@ def test_nothing_moves(method, compile, training, net, regression, tmp_path):
     with untouched(net):
         posterior.net(0)(x)
     with untouched(net), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bnn.files._GUIDE_DRAWS", 5)
+        patch.setattr("bnn.files.posterior._GUIDE_DRAWS", 5)
         posterior.save(tmp_path / "run")
     with untouched(net):
         loaded = bnn.load(tmp_path / "run", model)

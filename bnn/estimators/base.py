@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,11 +17,14 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted
-from torch import Tensor, nn
+from torch import nn
 
+from bnn.continual import likelihood_as_prior
 from bnn.estimators.choice import chosen
 from bnn.estimators.columns import Column, read_columns
 from bnn.estimators.encoding import Encoder, fit_encoder
+from bnn.estimators.outputs import flat
+from bnn.estimators.sampled import model_to_sample, start_at_modes
 from bnn.inference import fit as infer
 from bnn.inference.base import Run
 from bnn.likelihoods import Likelihood
@@ -48,6 +54,8 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     #: Of the default prior, ``Normal("fan_in", gain)``: the scale of the network's outputs before any row was seen.
     gain: ClassVar[float]
+    #: Whether `_network` makes networks with as many outputs as are asked for, the last layer of which is called "out".
+    resizable: ClassVar[bool]
 
     # The constructor's arguments, which `BuiltNet` and `OwnNet` take; see there.
     prior: Prior | Mapping[str, Prior | None] | None
@@ -87,32 +95,79 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _likelihood_of(self, y: NDArray[Any]) -> tuple[Likelihood, int | None]:
         """The likelihood of these targets and the width of the outputs; None: outputs ``(n,)``."""
 
+    @abstractmethod
+    def _targets_record(self) -> dict[str, Any]:
+        """What was learned of the targets, as JSON."""
+
+    @abstractmethod
+    def _take_targets(self, record: Mapping[str, Any]) -> None:
+        """Set what `_targets_record` gave; raises `ValueError`, `TypeError` or `KeyError` for what it never gives."""
+
+    def save(self, path: str | Path, *, overwrite: bool = False, arviz: bool = False) -> Path:
+        """Write a run folder, which `bnn.load` makes the same estimator of: see docs/files.md.
+
+        The folder appears whole or not at all. Nothing in it is executed when it is read.
+
+        Args:
+            path: The folder.
+            overwrite: Replace a run that is there. Nothing else is ever replaced.
+            arviz: Whether to write the posterior as an ArviZ tree too, ``arviz.nc``.
+
+        Raises:
+            FileExistsError: There is something at `path`; with `overwrite`, something that is more than a run.
+            ValueError: A setting that cannot be rebuilt, such as a function of one's own: its name.
+            OSError: The disk is full, say: nothing is left at `path`, or what was there before.
+        """
+        from bnn.estimators.saved import save_estimator
+
+        return save_estimator(self, path, overwrite=overwrite, arviz=arviz)
+
     def _fit(
-        self, X: Any, y: Any, sample_weight: Any, *, first: bool = True, stream: bool = False, classes: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        *,
+        first: bool = True,
+        stream: bool = False,
+        classes: Any = None,
+        checkpoint: Any = None,
     ) -> None:
         """Everything that `fit` and `partial_fit` do."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         self._check_settings()
-        table = read_columns(self, X, self.categorical, reset=first)
-        rows = len(table[0].missing)
-        check_consistent_length(table[0].missing, y)
-        weight = _weights(sample_weight, rows)
-        self._seed = _seed(self.random_state)
-        keep = slice(None) if weight is None else weight > 0
-        table = [_rows(column, keep) for column in table]
-        weight = None if weight is None else weight[keep]
-        if len(table[0].missing) < _FEWEST:
-            raise ValueError(
-                f"too few rows: n_samples={len(table[0].missing)} with a weight, and a fit needs {_FEWEST}"
-            )
-        targets = self._encode_targets(_take(y, keep), weight, first=first, classes=classes)
-        if first:
-            self.encoder_ = self._new_encoder(table, weight)
-            self.n_rows_ = 0
-        inputs = self.encoder_.transform(table)
-        self.n_rows_ += len(targets)
-        self._infer(inputs, targets, weight, first=first, stream=stream)
+        with self._all_or_nothing():
+            table = read_columns(self, X, self.categorical, reset=first)
+            rows = len(table[0].missing)
+            check_consistent_length(table[0].missing, y)
+            weight = _weights(sample_weight, rows)
+            self._seed = _seed(self.random_state)
+            keep = slice(None) if weight is None else weight > 0
+            table = [_rows(column, keep) for column in table]
+            weight = None if weight is None else weight[keep]
+            if len(table[0].missing) < _FEWEST:
+                raise ValueError(
+                    f"too few rows: n_samples={len(table[0].missing)} with a weight, and a fit needs {_FEWEST}"
+                )
+            targets = self._encode_targets(_take(y, keep), weight, first=first, classes=classes)
+            if first:
+                self.encoder_ = self._new_encoder(table, weight)
+                self.n_rows_ = 0
+            inputs = self.encoder_.transform(table)
+            self.n_rows_ += len(targets)
+            self._infer(inputs, targets, weight, first=first, stream=stream, checkpoint=checkpoint)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """A fit that fails leaves the estimator as it was: no new encoder beside an old posterior."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def _check_settings(self) -> None:
         known = {
@@ -140,7 +195,9 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
             always=self.categorical,
         )
 
-    def _infer(self, x: Any, y: NDArray[Any], weight: NDArray[Any] | None, *, first: bool, stream: bool) -> None:
+    def _infer(
+        self, x: Any, y: NDArray[Any], weight: NDArray[Any] | None, *, first: bool, stream: bool, checkpoint: Any
+    ) -> None:
         """Fit the model to encoded rows."""
         (x, y, weight), validation = self._held_out(x, y, weight)
         likelihood, width = self._likelihood_of(y)
@@ -150,11 +207,11 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         training["patience"] = self.patience if self.early_stopping else None
         given = {name: value for name, value in training.items() if value is not None}
         own = self.prior is None and self.likelihood is None
-        method = chosen(self.method, model, len(y), run, given, own=own, stream=stream or not first)
-        self.posterior_ = infer(
-            model,
-            (x, y),
-            method.method,
+        going_on = stream or not first
+        found = chosen(self.method, model, len(y), run, given, own=own, stream=going_on, resizable=self.resizable)
+        fit = functools.partial(
+            infer,
+            data=(x, y),
             seed=self._seed,
             validation=validation,
             weight=weight,
@@ -162,8 +219,13 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
             compile=self.compile,
             progress=self.verbose,
         )
-        if method.why is not None:
-            self.posterior_.settings["auto"] = f"{type(method.method).__name__}: {method.why}"
+        method = found.method
+        if found.sampled:
+            simple, model = model, model_to_sample(self._new_network(2))
+            method = start_at_modes(found.method, fit, simple, model, self._seed)
+        self.posterior_ = fit(model, method=method, checkpoint=checkpoint)
+        if found.why is not None:
+            self.posterior_.settings["auto"] = f"{type(method).__name__}: {found.why}"
             self.posterior_.history.notes.insert(0, f"auto chose {self.posterior_.settings['auto']}")
         self.model_ = model
 
@@ -185,16 +247,20 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
     def _by_class(self) -> bool:
         """Whether held-out rows are taken from each class alike."""
 
+    def _new_network(self, outputs: int) -> nn.Module:
+        """A new network of the table's size, from the seed."""
+        with isolated(other_seed(self._seed, "network")):
+            return self._network(self.encoder_, outputs).to(_DTYPES[self.dtype])
+
     def _model(self, likelihood: Likelihood, width: int | None) -> BNN:
-        seed = other_seed(self._seed, "network")
-        with isolated(seed):
-            net = self._network(self.encoder_, width or 1).to(_DTYPES[self.dtype])
+        self._outputs = width or 1
         prior = Normal("fan_in", gain=self.gain) if self.prior is None else self.prior
-        return BNN(net, prior, likelihood, output=_flat if width is None else None)
+        net = self._new_network(self._outputs)
+        return BNN(net, prior, likelihood, output=flat if width is None else None)
 
     def _next_model(self) -> BNN:
         """The same network under what is known of its weights by now, from where it starts."""
-        prior = self.posterior_.as_prior()
+        prior, likelihood = self.posterior_.as_prior(), likelihood_as_prior(self.posterior_)
         model = self.model_
         net = copy.deepcopy(model.net)
         draws = self.posterior_.draws()
@@ -202,13 +268,38 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
             for name, parameter in net.named_parameters():
                 if name in draws:
                     parameter.copy_(draws[name].mean(0))
-        return BNN(net, prior, model.likelihood, output=model.output)
+        return BNN(net, prior, likelihood, output=model.output)
 
     def _predict(self, X: Any) -> Prediction:
         """The prediction of the model at the rows of a table, in the units of the fit."""
         check_is_fitted(self, "posterior_")
         table = read_columns(self, X, self.categorical, reset=False)
         return self.posterior_.predict(self.encoder_.transform(table), self.draws)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        format: Literal["pt2", "onnx"] | None = None,
+    ) -> Path:
+        """Write one file that takes the table and gives predictions in the targets' own units; see docs/export.md.
+
+        The file takes ``(n, d)`` numbers in double precision, the columns in their order: NaN for a missing value, and
+        for a category the number of its level in the file's metadata. Scaling and encoding are inside.
+
+        Args:
+            path: ``model.pt2``, for ``torch.export.load``, or ``model.onnx``.
+            quantiles: See `bnn.Posterior.export`.
+            format: ``"pt2"`` or ``"onnx"``, where the name of the file does not say.
+
+        Raises:
+            ValueError: See `bnn.Posterior.export`.
+        """
+        from bnn.export import export_estimator
+
+        check_is_fitted(self, "posterior_")
+        return export_estimator(self, path, quantiles=quantiles, format=format)
 
     def __sklearn_is_fitted__(self) -> bool:
         """Whether there is a posterior."""
@@ -232,11 +323,6 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         tags.input_tags.allow_nan = self.missing == "impute"
         tags.input_tags.categorical = True
         return tags
-
-
-def _flat(outputs: Tensor) -> Tensor:
-    """``(n, 1)`` as ``(n,)``."""
-    return outputs.squeeze(-1)
 
 
 def _weights(sample_weight: Any, rows: int) -> NDArray[Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from bnn.estimators.outputs import width_for
 from bnn.likelihoods import Categorical, Likelihood
 from bnn.prediction import Prediction
 
+#: Types of classes, beside texts, true and false.
+_WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_FLOATS = ("float16", "float32", "float64")
+
 
 class Classification(ClassifierMixin, Estimator, ABC):  # type: ignore[misc]
     """Targets are classes: numbers, texts, true and false.
@@ -28,18 +33,19 @@ class Classification(ClassifierMixin, Estimator, ABC):  # type: ignore[misc]
     #: Of log-odds: with 1 the prior would say that no class is ever clear.
     gain = 2.0
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, checkpoint: Any = None) -> Any:
         """Fit to a table and the class of each row.
 
         Args:
             X: A pandas or polars frame, or numbers ``(n, d)``.
             y: ``(n,)`` classes.
             sample_weight: ``(n,)``: each row counts as this many.
+            checkpoint: A folder, or a `bnn.Checkpoint`, for how far the fit has come: the same call goes on from there.
 
         Raises:
             ValueError: Data that cannot be used, in words, with the column and the row; one class only.
         """
-        self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, checkpoint=checkpoint)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
@@ -103,6 +109,23 @@ class Classification(ClassifierMixin, Estimator, ABC):  # type: ignore[misc]
                 f"call: {self.classes_.tolist()}. Give all of them there, as classes="
             )
         return np.asarray(labels, dtype=np.int64)
+
+    def _targets_record(self) -> dict[str, Any]:
+        kind = self.classes_.dtype
+        classes = self.classes_.tolist()
+        if not all(isinstance(value, str | bool | int | float) for value in classes):
+            raise ValueError("classes_ are numbers or texts in files, not other objects: give such classes")
+        return {"classes": classes, "dtype": "str" if kind.kind == "U" else kind.name}
+
+    def _take_targets(self, record: Mapping[str, Any]) -> None:
+        values, dtype = record["classes"], record["dtype"]
+        whole = {"bool": bool, "str": str} | dict.fromkeys(_WHOLE, int) | dict.fromkeys(_FLOATS, float)
+        kind = whole.get(dtype, bool | int | float | str if dtype == "object" else None)
+        if kind is None or not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"classes are a list of values of type {dtype!r}")
+        self.classes_ = np.array(values, dtype=dtype)
+        if len(values) < 2:
+            raise ValueError(f"there are {len(values)} classes")
 
     def _likelihood_of(self, y: NDArray[Any]) -> tuple[Likelihood, int | None]:
         likelihood = Categorical() if self.likelihood is None else self.likelihood

@@ -30,9 +30,10 @@ class BuiltNet(Estimator, ABC):
         likelihood: Of the targets: of standardised ones, where it has a location and a scale, of targets in their own
             units else (counts, positive numbers, bounded ones). None: Gaussian noise with a log-normal prior of its
             scale, one a target; classes: `bnn.likelihoods.Categorical`.
-        method: A name or a method, as in `bnn.fit`. ``"auto"``: what `bnn.Auto` takes (`bnn.NUTS` for few rows and
-            weights, else an ensemble), but for numbers under the default prior and likelihood `bnn.Laplace` in the
-            place of the ensemble: it sets the noise scale by the marginal likelihood.
+        method: A name or a method, as in `bnn.fit`. ``"auto"``: for a number a row, few rows, and the default prior and
+            likelihood, `bnn.NUTS` over a model that learns prior scales and noise too; else what `bnn.Auto` takes, with
+            `bnn.Laplace`, which sets the noise scale by the marginal likelihood, for numbers in the place of an
+            ensemble (docs/estimators.md).
         standardise: Whether columns of numbers, and targets, are brought to mean 0 and standard deviation 1 inside.
         categorical: Columns that hold categories, beside those of texts and of true and false: names or positions.
         encoding: Of categories: ``"onehot"`` or ``"embedding"``.
@@ -54,6 +55,8 @@ class BuiltNet(Estimator, ABC):
         random_state: A seed: the same numbers give the same fit. None: a fresh one; or a ``RandomState``.
         verbose: Whether to show a progress bar.
     """
+
+    resizable = True
 
     def __init__(
         self,
@@ -127,6 +130,8 @@ class OwnNet(Estimator, ABC):
             numbers of inputs and outputs, ``(D, outputs)``, to a new one.
         prior: As in `BuiltNet`, and so are all others.
     """
+
+    resizable = False
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import distributions as dist
+from torch import Tensor
 
 from bnn.likelihoods import Likelihood
 
@@ -37,3 +38,8 @@ def width_for(likelihood: Likelihood, event: tuple[int, ...], least: int = 1, mo
             except _EXPECTED:
                 continue
     raise ValueError(f"{likelihood!r} does not describe targets of shape {('n', *event)}")
+
+
+def flat(outputs: Tensor) -> Tensor:
+    """``(n, 1)`` as ``(n,)``."""
+    return outputs.squeeze(-1)

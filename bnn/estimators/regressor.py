@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,25 +35,27 @@ class Regression(RegressorMixin, Estimator, ABC):  # type: ignore[misc]
     target_mean_: NDArray[Any]
     target_scale_: NDArray[Any]
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, checkpoint: Any = None) -> Any:
         """Fit to a table and its targets.
 
         Args:
             X: A pandas or polars frame, or numbers ``(n, d)``.
             y: ``(n,)`` or ``(n, k)`` numbers, in their own units.
             sample_weight: ``(n,)``: each row counts as this many.
+            checkpoint: A folder, or a `bnn.Checkpoint`, for how far the fit has come: the same call goes on from there.
 
         Raises:
             ValueError: Data that cannot be used, in words, with the column and the row.
         """
-        self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, checkpoint=checkpoint)
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learn from further rows: what is known of the weights is the prior of this fit (`bnn.continual`).
 
         The first call decides how the table is encoded and by what it is scaled. Earlier rows are not looked at again.
-        What a posterior keeps of its correlations is what `Posterior.as_prior` keeps; the noise scale starts anew.
+        What a posterior keeps of its correlations is what `Posterior.as_prior` keeps; what is known of the noise scale is
+        its prior too (`bnn.continual.likelihood_as_prior`).
 
         Raises:
             ValueError: As `fit`; a method whose posterior cannot be a prior (points: ``"map"``).
@@ -104,6 +106,15 @@ class Regression(RegressorMixin, Estimator, ABC):  # type: ignore[misc]
             if self.standardise and self._scales(shape):
                 self.target_mean_, self.target_scale_ = (np.asarray(m) for m in moments(values, weight))
         return (values - self.target_mean_) / self.target_scale_
+
+    def _targets_record(self) -> dict[str, Any]:
+        return {name: np.asarray(getattr(self, f"target_{name}_")).tolist() for name in ("mean", "scale")}
+
+    def _take_targets(self, record: Mapping[str, Any]) -> None:
+        mean, scale = (np.asarray(record[name], dtype=np.float64) for name in ("mean", "scale"))
+        if mean.shape != scale.shape or mean.ndim > 1 or not np.isfinite(mean).all() or not (scale > 0).all():
+            raise ValueError(f"targets have means {mean.shape} and scales {scale.shape}, or these are no scales")
+        self.target_mean_, self.target_scale_ = mean, scale
 
     def _scales(self, event: tuple[int, ...]) -> bool:
         """Whether the likelihood is one of standardised targets."""

@@ -55,6 +55,16 @@ class InUnits(Likelihood):
         """That of the likelihood that was fitted."""
         return self.of.event(outputs)
 
+    def prediction(self, standardised: Prediction) -> Prediction:
+        """A prediction under the likelihood that was fitted as one of y in its own units, in double precision."""
+        latents = {name: value.double() for name, value in standardised.latents.items()}
+        spread = standardised.spread
+        if spread is not None:
+            covariance = spread.covariance.double()
+            draw = spread.draw
+            spread = Spread(covariance * _squares(self.scale, covariance), lambda num: draw(num).double())
+        return Prediction(self, standardised.outputs.double(), latents, spread)
+
 
 def in_units(prediction: Prediction, loc: NDArray[Any], scale: NDArray[Any]) -> Prediction:
     """A prediction of standardised targets as one of ``loc + scale * target``, in double precision.
@@ -66,13 +76,7 @@ def in_units(prediction: Prediction, loc: NDArray[Any], scale: NDArray[Any]) -> 
     """
     device = prediction.outputs.device
     shift, factor = (torch.as_tensor(value, dtype=torch.float64, device=device) for value in (loc, scale))
-    latents = {name: value.double() for name, value in prediction.latents.items()}
-    spread = prediction.spread
-    if spread is not None:
-        covariance = spread.covariance.double()
-        draw = spread.draw
-        spread = Spread(covariance * _squares(factor, covariance), lambda num: draw(num).double())
-    return Prediction(InUnits(prediction.likelihood, shift, factor), prediction.outputs.double(), latents, spread)
+    return InUnits(prediction.likelihood, shift, factor).prediction(prediction)
 
 
 def can_be_scaled(likelihood: Likelihood, width: int | None) -> bool:

@@ -16,7 +16,7 @@ from bnn.likelihoods.gaussian import Gaussian, HeteroscedasticGaussian, Multivar
 from bnn.likelihoods.labels import Bernoulli, Categorical, Ordinal
 from bnn.likelihoods.mixture import MixtureDensity
 from bnn.likelihoods.positive import Beta, Gamma, LogNormal, Weibull
-from bnn.likelihoods.robust import Laplace, Quantile, StudentT
+from bnn.likelihoods.robust import HeteroscedasticStudentT, Laplace, Quantile, StudentT
 
 __all__ = [
     "Bernoulli",
@@ -29,6 +29,7 @@ __all__ = [
     "Gaussian",
     "GaussianAverage",
     "HeteroscedasticGaussian",
+    "HeteroscedasticStudentT",
     "Laplace",
     "Likelihood",
     "LogNormal",

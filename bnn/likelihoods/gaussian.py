@@ -76,6 +76,7 @@ class MultivariateGaussian(Likelihood):
         if (outputs is None) == (covariance is None):
             raise ValueError("give the number of outputs (an unknown covariance), or covariance= (a fixed one)")
         self._correlation: Tensor | TorchDistributionMixin
+        self.covariance = covariance
         if covariance is not None:
             if scale is not None:
                 raise ValueError("scale= is a part of an unknown covariance: the one that is given holds it already")
@@ -193,16 +194,22 @@ class HeteroscedasticGaussian(Likelihood):
 
     def event(self, outputs: Tensor) -> tuple[int, ...]:
         """``()`` for two outputs, ``(k,)`` for 2k."""
-        if outputs.dim() != 2 or outputs.shape[1] % 2:
-            raise ValueError(
-                f"a {type(self).__name__} needs outputs of shape (n, 2k), k means and k log-scales; the network gives "
-                f"{tuple(outputs.shape)}"
-            )
-        if self.weighs and outputs.shape[1] > 2:
-            raise ValueError(f"{self.weighs} weighs rows, which have one target each; here are {outputs.shape[1] // 2}")
-        return () if outputs.shape[1] == 2 else (outputs.shape[1] // 2,)
+        event = means_and_scales(self, outputs)
+        if self.weighs and event:
+            raise ValueError(f"{self.weighs} weighs rows, which have one target each; here are {event[0]}")
+        return event
 
 
 def bounded(log_scale: Tensor) -> Tensor:
     """A log-scale between -10 and 10: ``10 tanh(t / 10)``."""
     return BOUND * torch.tanh(log_scale / BOUND)
+
+
+def means_and_scales(likelihood: Likelihood, outputs: Tensor) -> tuple[int, ...]:
+    """The shape of one row's target under outputs of k means, then k log-scales: ``()`` for two, ``(k,)`` for 2k."""
+    if outputs.dim() != 2 or outputs.shape[1] % 2:
+        raise ValueError(
+            f"a {type(likelihood).__name__} needs outputs of shape (n, 2k), k means and k log-scales; the network "
+            f"gives {tuple(outputs.shape)}"
+        )
+    return () if outputs.shape[1] == 2 else (outputs.shape[1] // 2,)

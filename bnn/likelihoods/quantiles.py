@@ -114,6 +114,9 @@ def marginal(fn: Any) -> Distribution:
 
 def mean(fn: Any) -> Tensor:
     """E[y], ``(n, ...)``: in closed form, or of 1,000 draws under a seed of their own."""
+    single = base(fn)
+    if isinstance(single, dist.StudentT):  # torch's own assigns by a mask, which no graph can hold
+        return torch.where(single.df > 1, single.loc, torch.nan)
     try:
         return fn.mean
     except NotImplementedError:
@@ -122,6 +125,10 @@ def mean(fn: Any) -> Tensor:
 
 def variance(fn: Any) -> Tensor:
     """Var[y], ``(n, ...)``, of each number: in closed form, or of 1,000 draws under a seed of their own."""
+    single = base(fn)
+    if isinstance(single, dist.StudentT):
+        tail = torch.where(single.df > 2, single.df / (single.df - 2), torch.inf)
+        return torch.where(single.df > 1, single.scale.square() * tail, torch.nan)
     try:
         return fn.variance
     except NotImplementedError:

@@ -1,15 +1,17 @@
-"""Noise with heavier tails than a Gaussian's, and the asymmetric Laplace density behind a quantile."""
+"""Noise with heavier tails than a Gaussian's, of one scale or of one that the network gives; quantiles."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
+import torch
 from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from bnn.likelihoods.base import Likelihood, Missing, Positive, diagonal_root
+from bnn.likelihoods.gaussian import BOUND, bounded, means_and_scales
 
 
 class StudentT(Likelihood):
@@ -35,6 +37,47 @@ class StudentT(Likelihood):
         """``sqrt((df + 1) / (df + 3)) / scale``: Lange, Little and Taylor, JASA 84 (1989), appendix B."""
         df = latents["likelihood.df"]
         return diagonal_root(outputs, ((df + 1) / (df + 3)).sqrt() / latents["likelihood.scale"])
+
+
+class HeteroscedasticStudentT(Likelihood):
+    """Robust regression with a scale that the network gives too: ``y ~ StudentT(2 + excess, m, exp(bounded(t)))``.
+
+    Outputs are those of `HeteroscedasticGaussian`: ``(n, 2)``, mean m and log-scale t of targets ``(n,)``, or
+    ``(n, 2k)``. It holds one noise scale (t constant) and Gaussian noise (many degrees of freedom) as special cases.
+    The degrees of freedom are above 2, so that there always is a variance.
+
+    Args:
+        excess: Degrees of freedom above 2: fixed, ``"learned"`` or a prior; by default ``Gamma(2, 0.1)`` (Juárez and
+            Steel, Journal of Business and Economic Statistics 28, 2010, who take it for the degrees of freedom).
+        missing: See `Likelihood`.
+    """
+
+    def __init__(self, excess: Positive | None = None, *, missing: Missing = None):
+        super().__init__(missing=missing, excess=dist.Gamma(2.0, 0.1) if excess is None else excess)
+
+    def distribution(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> TorchDistributionMixin:
+        """``StudentT(2 + excess, m, exp(bounded(t)))``, per target independent."""
+        means, logs = outputs.chunk(2, dim=1)
+        df = (2 + latents["likelihood.excess"]).expand(means.shape)
+        scales = bounded(logs).exp()
+        if means.shape[1] == 1:
+            return dist.StudentT(df[:, 0], means[:, 0], scales[:, 0])
+        return dist.StudentT(df, means, scales).to_event(1)
+
+    def fisher_root(self, outputs: Tensor, latents: Mapping[str, Tensor]) -> Tensor:
+        """``sqrt((df + 1) / (df + 3)) / scale`` for a mean, ``sqrt(2 df / (df + 3)) d log scale / dt`` for a log-scale.
+
+        Lange, Little and Taylor, JASA 84 (1989), appendix B: the two are uncorrelated.
+        """
+        logs = outputs.chunk(2, dim=1)[1]
+        df = (2 + latents["likelihood.excess"]).expand(logs.shape)
+        slopes = 1 - torch.tanh(logs / BOUND).square()
+        of_means = ((df + 1) / (df + 3)).sqrt() * (-bounded(logs)).exp()
+        return torch.diag_embed(torch.cat([of_means, (2 * df / (df + 3)).sqrt() * slopes], dim=1))
+
+    def event(self, outputs: Tensor) -> tuple[int, ...]:
+        """``()`` for two outputs, ``(k,)`` for 2k."""
+        return means_and_scales(self, outputs)
 
 
 class Laplace(Likelihood):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bnn.nets.checks import activation_of, one_of, whole
+from bnn.nets.recipe import recorded
 
 Norm = Literal["batch", "group"] | None
 
@@ -39,6 +40,7 @@ class LeNet(nn.Module):
         return result
 
 
+@recorded
 def lenet(outputs: int = 10, *, channels: int = 1, size: int = 32, activation: str = "tanh") -> LeNet:
     """LeNet-5 (LeCun et al. 1998, Proceedings of the IEEE 86), 61,706 parameters: ``conv1.weight``, ..., ``out.bias``.
 
@@ -111,6 +113,7 @@ class ResNet(nn.Module):
         return result
 
 
+@recorded
 def resnet(outputs: int = 10, *, channels: int = 3, width: int = 16, blocks: int = 3, norm: Norm = "batch") -> ResNet:
     """The residual network for 32 x 32 images of He et al. (2016), arXiv:1512.03385, with ``6 * blocks + 2`` layers.
 

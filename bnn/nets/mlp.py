@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from bnn.nets.checks import activation_of, one_of, share, whole, widths
+from bnn.nets.recipe import recorded
 
 Norm = Literal["batch", "layer"] | None
 
@@ -47,6 +48,7 @@ class MLP(nn.Module):
         return result
 
 
+@recorded
 def mlp(
     inputs: int,
     hidden: Sequence[int] = (50, 50),

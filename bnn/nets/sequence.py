@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bnn.nets.checks import share, whole
+from bnn.nets.recipe import recorded
 
 
 class LSTM(nn.Module):
@@ -26,6 +27,7 @@ class LSTM(nn.Module):
         return result
 
 
+@recorded
 def lstm(
     inputs: int,
     hidden: int = 50,

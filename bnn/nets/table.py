@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bnn.nets.checks import whole, widths
 from bnn.nets.mlp import MLP, Norm, mlp
+from bnn.nets.recipe import recorded
 
 
 class Tabular(nn.Module):
@@ -26,6 +27,7 @@ class Tabular(nn.Module):
         return result
 
 
+@recorded
 def tabular(
     numeric: int,
     categories: Sequence[int],
