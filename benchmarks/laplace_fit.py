@@ -99,7 +99,7 @@ def measure(work: Work, rounds: int) -> list[dict[str, Any]]:
         zip(CONTENDERS, (ours(work, net, x, y), theirs(work, net, x, y)), strict=True)
     )
     predict: dict[str, Callable[[Any], Any]] = {
-        "bnn": lambda posterior: posterior._linear.moments(new),
+        "bnn": lambda posterior: posterior.linear.moments(new),
         "laplace-torch": lambda found: found._glm_predictive_distribution(new),
     }
     times: dict[tuple[str, str], list[float]] = {(what, name): [] for what in ("fit", "predict") for name in fits}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnn.writing import write_file
+from bnn.writing import flush, write_file
 
 SCHEMA = 1
-_LAST, _BEFORE = "state.safetensors", "state.before.safetensors"
+#: What of an identity may differ, and is told in a note: versions, threads, where the network's weights started.
+SURROUNDINGS = "surroundings"
+_LAST, _BEFORE, _NEXT = "state.safetensors", "state.before.safetensors", "state.next.safetensors"
+#: Seconds after which what a killed write has left is taken away.
+_STALE = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class State:
 
     tensors: dict[str, Tensor]
     numbers: dict[str, Any]
-    #: What the reader is to be told: that the last state was damaged, say.
+    #: What the reader is to be told: that the last state was damaged, or that versions differ.
     notes: list[str] = field(default_factory=list)
 
 
@@ -61,18 +66,30 @@ class Saver:
     Args:
         checkpoint: Where, and how often.
         identity: What makes this fit the one that it is, as JSON: method, model, data, seed. A state of another one is
-            refused.
+            refused. What stands under `SURROUNDINGS` may differ, and is told.
         name: Of a part of a fit that has several, one after the other; each has a folder of its own.
+
+    Raises:
+        ValueError: The place is taken by a file.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, Any], name: str = ""):
         self.checkpoint, self.identity = checkpoint, json.loads(json.dumps(dict(identity)))
         self.folder = Path(checkpoint.path) / name if name else Path(checkpoint.path)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"a checkpoint is a folder, and {self.folder} is a file")
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._written, self._steps = time.monotonic(), 0
 
-    def part(self, name: str, identity: Mapping[str, Any]) -> Saver:
-        """The place of a part of this fit, such as the mode that a Laplace approximation is made around."""
-        return Saver(Checkpoint(self.folder, self.checkpoint.seconds, self.checkpoint.steps), identity, name)
+    def part(self, name: str, identity: Mapping[str, Any] | None = None) -> Saver:
+        """The place of a part of this fit, such as the mode that a Laplace approximation is made around.
+
+        Args:
+            name: Of its folder; "": this one's.
+            identity: What the part is, besides being one of this fit.
+        """
+        place = Checkpoint(self.folder, self.checkpoint.seconds, self.checkpoint.steps)
+        return Saver(place, {**self.identity, **(identity or {})}, name)
 
     def due(self, steps: int = 1) -> bool:
         """Whether it is time for a state, `steps` steps after the last question."""
@@ -84,17 +101,27 @@ class Saver:
         """Write a state; the one before stays until this one stands.
 
         Raises:
-            OSError: The disk is full, say. The last state is as it was.
+            OSError: The disk is full, say: where, and how much was to be written. The last state is as it was.
         """
         from safetensors.torch import save
 
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         text = json.dumps({"schema": SCHEMA, "identity": self.identity, "numbers": dict(numbers)})
-        content = save(_without_shared(plain), {"record": text, "checksum": _checksum(plain, text)})
-        last = self.folder / _LAST
-        if last.exists():
-            last.replace(self.folder / _BEFORE)
-        write_file(last, content)
+        content = save(_without_shared(plain), {"record": text, "checksum": digest(plain, text)})
+        last, following = self.folder / _LAST, self.folder / _NEXT
+        try:
+            # The new one reaches the disk first: while it is written, both old ones are there.
+            write_file(following, content)
+            if last.exists():
+                os.replace(last, self.folder / _BEFORE)
+            os.replace(following, last)
+            flush(self.folder)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the fit ends, since its state ({len(content):,} bytes) cannot be written to {self.folder}: "
+                f"{error.strerror or error}. The last state there is as it was, and the same call goes on from it",
+            ) from error
         self._written, self._steps = time.monotonic(), 0
 
     def read(self) -> State | None:
@@ -103,6 +130,7 @@ class Saver:
         Raises:
             ValueError: The states are of another fit (and what differs), of a newer version, or all are damaged.
         """
+        self._tidy()
         damaged = []
         for name in (_LAST, _BEFORE):
             path = self.folder / name
@@ -113,22 +141,89 @@ class Saver:
             except _Damaged as error:
                 damaged.append(str(error))
                 continue
-            self._check(path, record)
-            return State(tensors, record["numbers"], damaged)
+            told = self._check(path, record["identity"])
+            used = [f"{what}; the one before it was taken" for what in damaged]
+            return State(tensors, record["numbers"], [*used, *told])
         if damaged:
             raise ValueError(
                 f"{'; '.join(damaged)}: no state is left to go on from; remove {self.folder} to begin anew"
             )
         return None
 
-    def _check(self, path: Path, record: dict[str, Any]) -> None:
-        theirs, ours = record["identity"], self.identity
-        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    def _check(self, path: Path, theirs: dict[str, Any]) -> list[str]:
+        """Raise `ValueError` for another fit's state; say what else differs."""
+        ours = self.identity
+        other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key) and key != SURROUNDINGS]
         if other:
             told = "; ".join(_difference(key, theirs.get(key), ours.get(key)) for key in other)
             raise ValueError(
                 f"{path} is how far another fit has come: {told}. Give checkpoint= another folder, or remove this one"
             )
+        was, now = (found.get(SURROUNDINGS, {}) for found in (theirs, ours))
+        return [
+            f"went on under another {name} (it was {was.get(name)}, is {now.get(name)}): the bytes may differ from "
+            "those of a fit that was not interrupted"
+            for name in {**was, **now}
+            if was.get(name) != now.get(name)
+        ]
+
+    def _tidy(self) -> None:
+        """Take away what writes that were killed have left."""
+        for path in self.folder.glob(".state.*.part"):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink(missing_ok=True)
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Nested dicts, lists and tuples of tensors and numbers as JSON; see `unpack`.
+
+    Args:
+        value: What to keep, such as an optimiser's ``state_dict()``.
+        tensors: Takes the tensors in.
+        name: Under which, and what the value is called in messages.
+
+    Raises:
+        TypeError: There is something else among it: where, and of which type.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, float):  # numpy's
+        return float(value)
+    if isinstance(value, Tensor):
+        while name in tensors:
+            name += "'"
+        tensors[name] = value.detach()
+        return {"tensor": [name, value.device.type != "cpu"]}
+    if isinstance(value, Mapping):
+        odd = [key for key in value if not (key is None or type(key) in (bool, int, float, str))]
+        if not odd:
+            return {"dict": [[key, pack(part, tensors, f"{name}/{key}")] for key, part in value.items()]}
+    if type(value) in (list, tuple):
+        parts = [pack(part, tensors, f"{name}/{i}") for i, part in enumerate(value)]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    raise TypeError(
+        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be kept in a file that is read "
+        "without executing anything: leave checkpoint= out, or take another optimiser, schedule or loader"
+    )
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """What was packed; mappings come back as dicts, and tensors of a device on this one.
+
+    Raises:
+        KeyError: A tensor is not there.
+    """
+    if isinstance(packed, list):
+        return [unpack(part, tensors, device) for part in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        name, elsewhere = content
+        return tensors[name].to(device) if elsewhere else tensors[name]
+    if kind == "tuple":
+        return tuple(unpack(part, tensors, device) for part in content)
+    return {key: unpack(part, tensors, device) for key, part in content}
 
 
 class _Damaged(Exception):
@@ -141,23 +236,25 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            # Copies, which lie where torch puts a tensor: the last bit of a sum goes by where its numbers lie.
+            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
         text = metadata["record"]
-        if _checksum(tensors, text) != metadata["checksum"]:
+        if digest(tensors, text) != metadata["checksum"]:
             raise _Damaged(f"{path} is damaged: its checksum does not fit")
         record = json.loads(text)
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        schema, _, _ = record["schema"], record["identity"], record["numbers"]
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise _Damaged(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    if record["schema"] > SCHEMA:
-        raise ValueError(f"{path} was written by a newer bnn (schema {record['schema']}, this one reads {SCHEMA})")
+    if schema > SCHEMA:
+        raise ValueError(f"{path} was written by a newer bnn (schema {schema}, this one reads {SCHEMA})")
     return record, tensors
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of names, dtypes, shapes, bytes and text."""
     found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        value = tensors[name]
+        value = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

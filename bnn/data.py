@@ -5,17 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     TensorDataset,
 )
 
+from bnn.checkpoint import digest
 from bnn.inputs import (
     ArrayLike,
     Inputs,
@@ -30,6 +34,21 @@ from bnn.likelihoods import Likelihood
 
 Data = Any  # (x, y) of tensors or arrays, a torch Dataset, or a loader
 
+#: How a place in an epoch is found again. "count": by drawing the epoch anew from the random state that it was drawn
+#: from, and counting. "own": the loader keeps it. "start": not at all, but for the place before the first batch.
+Place = Literal["count", "own", "start"]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A loader or a dataset that can tell where it is, as torchdata's ``StatefulDataLoader`` does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is: after the last batch that it gave."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next iteration begin there."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,6 +58,8 @@ class Batch:
     y: Tensor
     rows: Tensor | None = None
     weight: Tensor | None = None
+    #: Where several ranks share a step: which part of the step's rows these are.
+    share: float = 1.0
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -92,6 +113,22 @@ class Source(ABC):
     def sizes(self) -> dict[int, int] | None:
         """How often each batch size comes in an epoch; None where only the loader knows."""
 
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What tells these data from others, as JSON."""
+
+    @abstractmethod
+    def place(self, members: int | None) -> Place:
+        """How a place in an epoch is found again; `members` as in `member_batches`, None for `batches`."""
+
+    def state(self) -> Any:
+        """Where in its epoch a loader is that can tell; None for others."""
+        return None
+
+    def rest(self, state: Any) -> Iterator[Batch]:
+        """The rest of an epoch, from such a state; what is drawn to begin it is drawn at once."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no place of its own")
+
 
 class ArraySource(Source):
     """Tensors in memory, shuffled by indices: a tenth of a DataLoader's cost.
@@ -103,9 +140,9 @@ class ArraySource(Source):
     """
 
     def __init__(self, batch: Batch, batch_size: int | None, *, member_targets: Tensor | None = None):
-        self.whole, self.member_targets = batch, member_targets
         self.n = len(batch.y)
         self.batch_size = min(batch_size or self.n, self.n)
+        self.whole, self.member_targets = batch if self.batch_size < self.n else _placed(batch), member_targets
         self._repeated: list[Tensor] | None = None
 
     @property
@@ -113,6 +150,16 @@ class ArraySource(Source):
         """Full batches, and a last one of what is left."""
         full, left = divmod(self.n, self.batch_size)
         return {self.batch_size: full} | ({left: 1} if left else {})
+
+    def identity(self) -> dict[str, Any]:
+        """The number of rows, and a digest of all that there is of them."""
+        whole = self.whole
+        leaves = {f"{i}": leaf for i, leaf in enumerate(whole.leaves)}
+        return {"rows": self.n, "weighted": whole.weight is not None, "arrays": digest(leaves)}
+
+    def place(self, members: int | None) -> Place:
+        """By counting."""
+        return "count"
 
     def check_targets(self, check: Callable[[Tensor], None]) -> None:
         """All at once."""
@@ -152,6 +199,15 @@ class ArraySource(Source):
             yield Batch.rebuild(structure, taken)
 
 
+def _placed(batch: Batch) -> Batch:
+    """The same numbers where torch would put them.
+
+    The last bit of a matrix product goes by where its numbers lie, and numpy's lie elsewhere in every process.
+    """
+    leaves = [leaf.clone() if leaf.data_ptr() % 64 else leaf for leaf in batch.leaves]
+    return Batch.rebuild(batch.structure, leaves)
+
+
 def numbered(source: Source) -> Source:
     """The same data, whose batches tell which rows they are.
 
@@ -172,6 +228,31 @@ class LoaderSource(Source):
     def __init__(self, loader: Iterable[Any], n: int, convert: Callable[[Any], Batch]):
         self.loader, self.n, self._convert = loader, n, convert
         self._check: Callable[[Tensor], None] | None = None
+        self._stateful = _stateful(loader)
+
+    def reading(self, loader: Iterable[Any]) -> LoaderSource:
+        """The same from another loader."""
+        return LoaderSource(loader, self.n, self._convert)
+
+    def identity(self) -> dict[str, Any]:
+        """The number of rows: a loader is not read for this."""
+        return {"rows": self.n, "loader": type(self.loader).__name__}
+
+    def place(self, members: int | None) -> Place:
+        """What the loader can do; one that is read several times at once can keep no place."""
+        if self._stateful is not None and members is None:
+            return "own"
+        return "count" if _repeats(self.loader) else "start"
+
+    def state(self) -> Any:
+        """See `Source`."""
+        return None if self._stateful is None else self._stateful.state_dict()
+
+    def rest(self, state: Any) -> Iterator[Batch]:
+        """See `Source`."""
+        assert self._stateful is not None
+        self._stateful.load_state_dict(state)
+        return self._converted(iter(self.loader))
 
     def check_targets(self, check: Callable[[Tensor], None]) -> None:
         """Batch by batch, from the next epoch on."""
@@ -184,20 +265,44 @@ class LoaderSource(Source):
     def batches(self) -> Iterator[Batch]:
         """The loader's own batches in its own order."""
         empty = True
-        for item in self.loader:
+        for batch in self._converted(self.loader):
             empty = False
+            yield batch
+        if empty:
+            raise ValueError("the loader gave no batch: it is empty, or it can be iterated over only once")
+
+    def _converted(self, items: Iterable[Any]) -> Iterator[Batch]:
+        for item in items:
             batch = self._convert(item)
             if self._check is not None:
                 self._check(batch.y)
             yield batch
-        if empty:
-            raise ValueError("the loader gave no batch: it is empty, or it can be iterated over only once")
 
     def member_batches(self, members: int) -> Iterator[Batch]:
         """The loader read once a member, side by side: its shuffling gives each another order."""
         for parts in zip(*[self.batches() for _ in range(members)], strict=True):
             leaves = zip(*(part.leaves for part in parts), strict=True)
             yield Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
+
+
+def _stateful(loader: Iterable[Any]) -> Stateful | None:
+    """What keeps the place in an epoch: the loader, or the dataset that streams its items into it."""
+    if isinstance(loader, Stateful):
+        return loader
+    dataset = getattr(loader, "dataset", None)
+    streams = isinstance(loader, DataLoader) and isinstance(dataset, IterableDataset) and not loader.num_workers
+    return dataset if streams and isinstance(dataset, Stateful) else None
+
+
+def _repeats(loader: Iterable[Any]) -> bool:
+    """Whether an epoch that begins with the same random state of torch gives the same batches, as far as is known."""
+    if type(loader) in (list, tuple):
+        return True
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset) or loader.persistent_workers:
+        return False
+    samplers = [loader.sampler, *([] if loader.batch_sampler is None else [loader.batch_sampler])]
+    own = all(type(sampler) in (SequentialSampler, RandomSampler, BatchSampler) for sampler in samplers)
+    return own and all(getattr(part, "generator", None) is None for part in (loader, loader.sampler))
 
 
 def as_source(
@@ -216,12 +321,20 @@ def as_source(
             a loader whose number of rows is not known.
         TypeError: Something that is no data.
     """
+    from bnn.streams import Stream, as_stream
+
     if isinstance(data, TensorDataset):
         *x, y = data.tensors
         if not x:
             raise ValueError("a TensorDataset of one tensor has no targets: give TensorDataset(x, y)")
         data = (x[0] if len(x) == 1 else tuple(x), y)
     batches = isinstance(data, list) and all(isinstance(item, tuple) for item in data)
+    if isinstance(data, tuple | list) and len(data) == 2 and not batches:
+        data = as_stream(data[0], data[1], weight) or data
+    if isinstance(data, Stream):
+        if n_data not in (None, data.n):
+            raise ValueError(f"n_data is {n_data}, but the stream has {data.n} rows")
+        return data.source(likelihood, like, batch_size)
     if isinstance(data, tuple | list) and len(data) == 2 and not batches:
         whole = as_batch(data[0], data[1], likelihood, like, weight)
         if n_data not in (None, len(whole.y)):

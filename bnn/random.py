@@ -29,6 +29,20 @@ def generator_state(device: torch.device | str = "cpu") -> torch.Tensor:
     return torch.cat([generator.get_state() for generator in _generators(torch.device(device))])
 
 
+def set_generator_state(state: torch.Tensor, device: torch.device | str = "cpu") -> None:
+    """Go back to what `generator_state` gave, in a block that is `isolated`.
+
+    Raises:
+        ValueError: It is of other generators.
+    """
+    generators = _generators(torch.device(device))
+    sizes = [len(generator.get_state()) for generator in generators]
+    if state.dtype != torch.uint8 or state.shape != (sum(sizes),):
+        raise ValueError(f"a random state of {tuple(state.shape)} is none of {torch.device(device).type}: {sum(sizes)}")
+    for generator, own in zip(generators, state.split(sizes), strict=True):
+        generator.set_state(own.clone())
+
+
 def _generators(device: torch.device) -> list[torch.Generator]:
     generators = [torch.default_generator]
     if device.type == "cuda":
@@ -38,6 +52,17 @@ def _generators(device: torch.device) -> list[torch.Generator]:
     elif device.type == "mps":
         generators.append(torch.mps._get_default_mps_generator())
     return generators
+
+
+def generator(device: torch.device) -> torch.Generator:
+    """The generator that random numbers on a device come from."""
+    return _generators(device)[-1]
+
+
+def seed_generators(seed: int, device: torch.device | str = "cpu") -> None:
+    """Start the random states anew, in a block that is `isolated`."""
+    for own in _generators(torch.device(device)):
+        own.manual_seed(seed)
 
 
 @contextmanager

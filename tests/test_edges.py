@@ -202,6 +202,6 @@ def test_evidence_under_ivon_takes_new_noise_every_epoch(monkeypatch):
 
 
 def test_control_evidence_under_ivon(monkeypatch, patch_line):
-    patch_line(bnn.inference.ivon.IVONLoss, "renew_all", "self._fresh = False", "pass")
+    patch_line(bnn.inference.ivon.IVONLoss, "renew_all", 'self.remembered["fresh"] = False', "pass")
     with pytest.raises(AssertionError):
         check_evidence_of_independent_epochs(monkeypatch)

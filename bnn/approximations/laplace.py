@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -79,13 +80,18 @@ class LocalGaussian(Approximation):
         return root @ root.mT
 
     def _projected(self, jacobian: Tensor) -> Tensor:
+        rows = jacobian.index_select(-1, self.columns)
+        parts = [block.project(j) for block, j in zip(self.blocks, rows.split(self._sizes, dim=-1), strict=True)]
+        return torch.cat(parts, dim=-1)
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """Where the numbers of the blocks stand among those of `random_sites`."""
         sites = dict(zip(self.layout.names, torch.arange(self.layout.size).split(self.layout.sizes), strict=True))
         column = torch.zeros(self.layout.size, dtype=torch.long)
         held = torch.cat([sites[name] for name in self.random_sites])
         column[held] = torch.arange(len(held))
-        rows = jacobian.index_select(-1, column[self.where.cpu()].to(jacobian.device))
-        parts = [block.project(j) for block, j in zip(self.blocks, rows.split(self._sizes, dim=-1), strict=True)]
-        return torch.cat(parts, dim=-1)
+        return column[self.where.cpu()].to(self.centre.device)
 
     def log_det(self) -> Tensor:
         """The logarithm of the covariance's determinant, over the numbers that are random."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from bnn.approximations.base import Approximation, Values, check_fit
-from bnn.layout import Layout
+from bnn.layout import Layout, Site
 from bnn.random import isolated
 
 #: Before the names of the tensors that belong to a member, in a file.
@@ -58,6 +59,12 @@ class Mixture(Approximation):
     def put_in(self, net: nn.Module) -> None:
         """As for one part."""
         self.parts[0].put_in(net)
+
+    def another(self, tensors: Mapping[str, Tensor]) -> Mixture:
+        """A mixture of parts of the same kind, from what its `tensors` gave, over the same layout."""
+        own = {name: Site(name, value[0], constraints.real) for name, value in self.own.items()}
+        layout: Layout = self.parts[0].layout  # type: ignore[attr-defined]
+        return Mixture.restore(tensors, Layout([*(s for s in layout.sites if s.name not in own), *own.values()]))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], layout: Layout) -> Mixture:

@@ -6,7 +6,9 @@ A new method is one file with a frozen dataclass (`bnn.inference.base.Method`) a
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import pyro
 import torch
 
 from bnn.capture import Backend
+from bnn.checkpoint import Checkpoint, Saver
 from bnn.data import Data
+from bnn.distributed import world
 from bnn.inference.auto import Auto
 from bnn.inference.base import GradientMethod, Method, Run
 from bnn.inference.dropout import MCDropout
 from bnn.inference.ensemble import Ensemble
 from bnn.inference.flow import Flow
 from bnn.inference.gaussian import FullRank, LowRank
+from bnn.inference.identity import identity_of
 from bnn.inference.ivon import IVON
 from bnn.inference.laplace import Laplace, log_marginal_likelihood
 from bnn.inference.last_layer import LastLayer
@@ -29,6 +34,7 @@ from bnn.inference.map import MAP
 from bnn.inference.mcmc import HMC, NUTS, ChEES
 from bnn.inference.mean_field import MeanField
 from bnn.inference.objective import Objective
+from bnn.inference.ranks import fit_on, same_model
 from bnn.inference.readings import read_data
 from bnn.inference.sgmcmc import SGHMC, SGLD
 from bnn.inference.step_sizes import Constant, Cyclical, Polynomial, RMSProp
@@ -41,6 +47,8 @@ from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.precision import autocast_for_network, check_precision, network_dtype
 from bnn.random import fresh_seed
+
+_log = logging.getLogger(__name__)
 
 #: The names that ``bnn.fit(method=...)`` takes, and what each stands for.
 METHODS: dict[str, Callable[[], Method]] = {
@@ -118,6 +126,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callable[[Progress], Any]] = (),
     store: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
 ) -> Posterior:
     """Infer a model's unknowns from data.
 
@@ -141,9 +150,14 @@ def fit(
         callbacks: Called after each epoch with a `Progress`; returning True stops the fit.
         store: For MCMC: a new file into which the draws are written as they come, and from which the posterior reads
             them, so that they need not fit in memory; see `bnn.inference.read_store`.
+        checkpoint: A folder into which the fit writes how far it has come (every minute; `bnn.Checkpoint` says
+            otherwise). The same call goes on from there, to the same bytes as a fit that was never interrupted, and
+            gives back a finished fit at once; see docs/checkpoints.md.
 
     Raises:
-        ValueError: Data that do not fit the model, unknown names, parameters in half precision, in words.
+        OSError: A state cannot be written, for a full disk, say; the last one is kept.
+        ValueError: Data that do not fit the model, unknown names, parameters in half precision, in words; `checkpoint`
+            holds another fit, and in what it differs.
         NonFiniteLossError: The loss became NaN or infinite.
     """
     method = as_method(method)
@@ -153,14 +167,16 @@ def fit(
     if device != "auto" and torch.device(device) != model.like.device:
         model = model.copy()
         model.net.to(device)
+    ranks = world()
+    model = same_model(ranks, method, model)
     run = Run(
-        seed=fresh_seed() if seed is None else seed,
+        seed=ranks.gather(fresh_seed())[0] if seed is None else seed,
         validation=validation,
         weight=weight,
         n_data=n_data,
         compile=compile,
-        progress=progress,
-        callbacks=tuple(callbacks),
+        progress=progress and ranks.rank == 0,
+        callbacks=tuple(callback if ranks.rank == 0 else _says_nothing for callback in callbacks),
         store=store,
     )
     if store is not None and not method.makes_chains:
@@ -168,10 +184,26 @@ def fit(
     with pyro.get_param_store().scope(), autocast_for_network(model.like.device):
         if model.readings is not None:
             model, data, run = read_data(model, data, run)
-        posterior = method.fit(model, data, run)
+        if checkpoint is not None:
+            if seed is None:
+                raise ValueError("a fit that goes on has to draw the same numbers again: give it a seed, seed=0")
+            place = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+            run = replace(run, checkpoint=Saver(place, identity_of(method, model, data, run)))
+        _log.info("fitting %r by %s, seed %d", model, type(method).__name__, run.seed)
+        posterior = fit_on(ranks, method, model, data, run)
         if network_dtype() is not None:
             posterior.settings["autocast"] = str(network_dtype())
+    history = posterior.history
+    _log.info(
+        "%s: %d epochs in %.1f s, run as %s", type(method).__name__, history.epochs, history.seconds, history.backend
+    )
+    for note in history.notes:
+        _log.info("%s", note)
     return posterior
+
+
+def _says_nothing(progress: Progress) -> None:
+    """In the place of a callback, which rank 0 calls for all."""
 
 
 def as_method(method: str | Method) -> Method:

@@ -41,8 +41,10 @@ def anchor_shifts(objective: Objective, members: int) -> Tensor:
     return scale * torch.randn(members, latents.size, dtype=scale.dtype, device=scale.device)
 
 
-def noisy_targets(source: Source, objective: Objective) -> Source:
+def noisy_targets(source: Source, objective: Objective, members: int) -> Source:
     """The data with noise on the targets of every member, one number a row, if the likelihood is Gaussian.
+
+    `members` are those of the whole ensemble, of which the objective may have a part.
 
     A row of weight w counts as w rows, whose mean has noise of the scale divided by sqrt(w); the target of temperature
     T is the posterior under noise of the scale times sqrt(T).
@@ -50,8 +52,7 @@ def noisy_targets(source: Source, objective: Objective) -> Source:
     Raises:
         ValueError: A scale that is not fixed; a loader, which does not tell which rows it gives.
     """
-    model, members = objective.model, objective.members
-    assert members is not None
+    model = objective.model
     if not isinstance(model.likelihood, Gaussian):
         objective.notes.append(
             f"anchored under {type(model.likelihood).__name__}: the members differ in their prior's centre, and not in "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnn.data import Data, as_source
+from bnn.distributed import world
 from bnn.forward import depends_on_mode
 from bnn.inference.base import Method, Run
 from bnn.inference.ensemble import Ensemble
@@ -36,9 +37,13 @@ class Auto(Method):
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Choose, and fit; see `bnn.fit`."""
+        from bnn.inference.ranks import fit_on
+
         rows = as_source(data, model.likelihood, model.like, _BATCH, n_data=run.n_data, weight=run.weight).n
         method, why = choose(model, rows, run)
-        posterior = method.fit(model, data, run)
+        if run.checkpoint is not None:  # a fit goes on with what was chosen, or says that it is another now
+            run = replace(run, checkpoint=run.checkpoint.part("", {"auto": type(method).__name__}))
+        posterior = fit_on(world(), method, model, data, run)
         posterior.settings["auto"] = f"{type(method).__name__}: {why}"
         posterior.history.notes.insert(0, f"auto chose {posterior.settings['auto']}")
         return posterior

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bnn.capture import Backend
+from bnn.checkpoint import Saver
 from bnn.data import Data
 from bnn.layout import Layout
 from bnn.model import BNN
@@ -39,6 +40,8 @@ class Run:
     progress: bool = True
     callbacks: Sequence[Callable[..., Any]] = ()
     store: str | Path | None = None
+    #: Where the fit writes how far it has come; None: nowhere.
+    checkpoint: Saver | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnn.data import Source
+from bnn.distributed import world
 from bnn.forward import depends_on_mode
 from bnn.inference.objective import Objective
 
@@ -49,9 +50,12 @@ def elbo(objective: Objective, params: Mapping[str, Tensor], source: Source) -> 
         objective.renew_all()  # the standard error takes epochs for independent
         for batch in source.batches():
             size = len(batch.y)
+            if not size:
+                continue
             total += size * float(objective.gradients(batch)[1][0])
             weight += size
             evaluations += 1
+        total, weight = world().sum(total, weight)
         epochs.append(-objective.n_data * total / weight)
         objective.state = {name: value.clone() for name, value in state.items()}
     _put(objective, kept)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -11,16 +12,20 @@ from torch import Tensor
 from bnn.data import Batch, Source
 from bnn.history import History
 from bnn.inference.base import Run
-from bnn.inference.loop import NonFiniteLossError, Progress, batch_sizes, epoch_batches, first_batch, prepare
+from bnn.inference.batches import batch_sizes, epoch_batches, first_batch, prepare
+from bnn.inference.keeper import Keeper
+from bnn.inference.loop import NonFiniteLossError, Progress
 from bnn.inference.replicated import ReplicatedLoss
 from bnn.inference.step_sizes import Metric
-from bnn.inference.store import open_store
+from bnn.random import generator_state, set_generator_state
 
 if TYPE_CHECKING:
     from bnn.inference.sgmcmc import StochasticGradientMCMC
 
 #: Steps between two looks at the loss, each of which waits for the device.
 _LOOK_EVERY = 100
+#: Before the names of what the kernel holds.
+_KERNEL = "kernel."
 
 
 class ChainLoop:
@@ -29,58 +34,125 @@ class ChainLoop:
     def __init__(self, method: StochasticGradientMCMC, loss: ReplicatedLoss, source: Source, run: Run):
         self.method, self.loss, self.source, self.run_settings = method, loss, source, run
         self.plan = method.plan()
+        self.device = loss.model.like.device
         whole = first_batch(loss, source)
         sizes = batch_sizes(loss, source, whole)
         self.per_epoch = sum(sizes.values())
         steps = self.plan.steps
-        prepare(loss, whole, {size: math.ceil(times * steps / self.per_epoch) for size, times in sizes.items()})
+        self.keeper = Keeper(run, method.chains, self.device)
+        if not self.keeper.finished:
+            prepare(loss, whole, {size: math.ceil(times * steps / self.per_epoch) for size, times in sizes.items()})
         loss.first.input_shapes = loss.input_shapes
-        self.store = open_store(loss.first, run.store, method.chains, method.num_samples)
+        self.store = self.keeper.open(loss.first, method.num_samples)
         self.theta = loss.get_parameter("theta").detach()
         self.kernel = method.kernel()
         self.learner = None if method.preconditioner is None else Metric(method.preconditioner, self.theta[0])
         self.metric: Tensor | None = None
         # One table: a tensor a step would take half a gigabyte in a million steps.
         self.stats = self.theta.new_zeros(steps, 3)
-        self.done = 0
-        self.history = History()
+        #: Steps made; the epoch, from 1, the batches of it that were taken, and the random state that it began in.
+        self.done, self.epoch, self.taken = 0, 1, 0
+        self.epoch_random = generator_state(self.device)
+        self.interrupted = False
+        self._place = source.place(method.chains)
+        self._resume()
+
+    @property
+    def history(self) -> History:
+        """The record of the steps so far."""
+        history = self.keeper.history(self.loss.backends, self.loss.notes)
+        table = self.stats[: self.done].cpu()
+        history.loss, history.nll, history.kl = (column.clone() for column in table.unbind(1))
+        history.steps_per_epoch, history.epochs = self.per_epoch, self.done // self.per_epoch
+        history.interrupted = self.interrupted
+        return history
 
     def run(self) -> None:
         """All steps; fewer if a callback or Ctrl-C ends the run."""
+        if self.keeper.finished:
+            return
         try:
             self._steps()
         except KeyboardInterrupt:
             if not int(self.store.counts[0]):
                 raise  # in the warm-up there is nothing to keep
-            self.history.interrupted = True
+            self.interrupted = True
         self._look()
-        table = self.stats[: self.done].cpu()
-        history = self.history
-        history.loss, history.nll, history.kl = (column.clone() for column in table.unbind(1))
-        history.steps_per_epoch, history.epochs = self.per_epoch, self.done // self.per_epoch
-        history.backend = " + ".join(dict.fromkeys(self.loss.backends))
-        history.notes = list(self.loss.notes)
         if not int(self.store.counts[0]):
             raise ValueError("a callback stopped the run before its first draw: there is no posterior")
+        if not self.interrupted:
+            self._save(finished=True)
 
     def _steps(self) -> None:
         from tqdm.auto import tqdm
 
         lrs, noises, keeps = (self.method.lr * self.plan.lr).tolist(), self.plan.noise.tolist(), self.plan.kept.tolist()
-        with tqdm(total=self.plan.steps, disable=not self.run_settings.progress, unit="step", leave=False) as bar:
-            for epoch in itertools.count(1):
-                for batch in epoch_batches(self.loss, self.source):
+        steps = self.plan.steps
+        hidden = not self.run_settings.progress
+        with tqdm(total=steps, initial=self.done, disable=hidden, unit="step", leave=False) as bar:
+            while True:
+                for batch in self._rest_of_epoch():
                     now = self.done
                     self._step(batch, lrs[now], noises[now])
+                    self.taken += 1
                     if keeps[now]:
                         self.store.append(self.theta)
                     if self.done % _LOOK_EVERY == 0:
                         self._look()
-                        bar.update(_LOOK_EVERY)
-                    if self.done == self.plan.steps:
+                        bar.update(self.done - bar.n)
+                    if self.done == steps:
                         break
-                if self._told_to_stop(epoch) or self.done == self.plan.steps:
+                    if self._place != "start" and self.keeper.due():
+                        self._save()
+                if self._told_to_stop(self.epoch) or self.done == steps:
                     return
+                of_epoch, self.epoch, self.taken = self.taken, self.epoch + 1, 0
+                if self._place == "start" and self.keeper.due(of_epoch):
+                    self._save()
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches of this epoch that are to come, in the order that it had from its beginning."""
+        taken, now = self.taken, generator_state(self.device)
+        if taken:
+            set_generator_state(self.epoch_random, self.device)
+        self.epoch_random = generator_state(self.device)
+        batches = epoch_batches(self.loss, self.source)
+        for _ in range(taken):
+            next(batches, None)
+        if taken:
+            set_generator_state(now, self.device)
+        yield from batches
+
+    def _save(self, *, finished: bool = False) -> None:
+        """Write a state, from which `_resume` goes on."""
+        tensors = {"theta": self.theta, "stats": self.stats[: self.done], "epoch_random": self.epoch_random}
+        numbers = {"done": self.done, "epoch": self.epoch, "taken": self.taken}
+        if self.learner is not None:
+            tensors["mean"], numbers["learned"] = self.learner.state()
+        tensors |= {_KERNEL + name: value for name, value in self.kernel.state().items()}
+        self.keeper.save(tensors, numbers, self.loss.backends, finished=finished)
+
+    def _resume(self) -> None:
+        state = self.keeper.go_on(self.loss.backends)
+        if state is None:
+            return
+        tensors, numbers = state
+        self.done, self.epoch, self.taken = numbers["done"], numbers["epoch"], numbers["taken"]
+        self.theta.copy_(tensors["theta"])
+        self.stats[: self.done] = tensors["stats"]
+        self.epoch_random = tensors["epoch_random"].cpu()
+        if self.learner is not None and numbers["learned"]:
+            self.learner.restore(tensors["mean"], numbers["learned"])
+            self.metric = self.learner.value()
+        if self._place == "start" and not self.keeper.finished:
+            told = (
+                f"the loader keeps no place in an epoch: the run went on from the start of epoch {self.epoch}, whose "
+                "batches may come in another order than they would have"
+            )
+            self.keeper.note(told)
+            warnings.warn(told, stacklevel=2)
+        kernel = {name: value for name, value in tensors.items() if name.startswith(_KERNEL)}
+        self.kernel.restore({name.removeprefix(_KERNEL): value for name, value in kernel.items()})
 
     def _step(self, batch: Batch, lr: float, noisy: bool) -> None:
         (gradient,), self.stats[self.done] = self.loss.gradients(batch)

@@ -62,7 +62,6 @@ class DropoutLoss(Objective):
     def __init__(self, method: MCDropout, model: BNN, n_data: int, backend: Backend):
         super().__init__(method, model, n_data, backend)
         self._dropouts = _dropout_modules(self.model.net)
-        self._rates: dict[str, tuple[list[int], float]] | None = None
 
     def initial(self) -> dict[str, Tensor]:
         """One flat vector of unconstrained numbers."""
@@ -70,8 +69,8 @@ class DropoutLoss(Objective):
 
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """As of a `PointLoss`; dropout is on."""
-        if self._rates is None:  # a batch tells how large the masks are
-            self._rates = self._find_rates(self.model.expected(batch.x))
+        if "rates" not in self.remembered:  # a batch tells how large the masks are
+            self.remembered["rates"] = self._find_rates(self.model.expected(batch.x))
         return point_terms(self, params, points, batch, state, "own")
 
     def _find_rates(self, x: Inputs) -> dict[str, tuple[list[int], float]]:
@@ -102,10 +101,10 @@ class DropoutLoss(Objective):
 
     def approximation(self, params: Params) -> Approximation:
         """The point, and masks."""
-        if self._rates is None:
+        if "rates" not in self.remembered:
             raise ValueError("the size of the dropout masks is known once the loss has seen a batch")
         like = self.model.like
-        rates = {name: like.new_full(mask, rate) for name, (mask, rate) in self._rates.items()}
+        rates = {name: like.new_full(mask, rate) for name, (mask, rate) in self.remembered["rates"].items()}
         return Thinned(point_values(self, params), rates)
 
 

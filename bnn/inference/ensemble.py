@@ -17,6 +17,7 @@ from bnn.inference.base import GradientMethod, Init, Method, Run
 from bnn.inference.loop import optimise
 from bnn.inference.map import MAP
 from bnn.inference.objective import Objective
+from bnn.inference.ranks import some_members
 from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inference.replicated import ReplicatedLoss
 from bnn.model import BNN
@@ -80,12 +81,24 @@ class Ensemble(Method):
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Train all members; see `bnn.fit`."""
+        return self.fit_some(range(self.members), model, data, run)
+
+    def fit_some(self, own: range, model: BNN, data: Data, run: Run) -> Posterior:
+        """Train some of the members, as they start and (where nothing else is random) go on among all."""
         if self.anchored:
             refuse_uncertain_inputs(model, "an anchored ensemble")
-        adapt = self._with_noise if self.anchored else lambda source, _: source
-        return optimise(self.of, self._objective, model, data, run, adapt)
 
-    def _objective(self, model: BNN, n_data: int, backend: Backend) -> Objective:
+        def build(model: BNN, n_data: int, backend: Backend) -> Objective:
+            return self._objective(own, model, n_data, backend)
+
+        def adapt(source: Source, objective: Objective) -> Source:
+            if self.anchored:
+                source = noisy_targets(source, objective, self.members)
+            return source if len(own) == self.members else some_members(self, source, objective, own, run.seed)
+
+        return optimise(self.of, build, model, data, run, adapt)
+
+    def _objective(self, own: range, model: BNN, n_data: int, backend: Backend) -> Objective:
         if self.start == "net":  # one objective stands for all
             members, notes = [self.of.objective(model, n_data, backend)] * self.members, []
         else:
@@ -93,7 +106,8 @@ class Ensemble(Method):
             members = [replace(self.of, init=init).objective(own, n_data, backend) for own, init, _ in starts]
             notes = starts[0][2]
         given = {"shift": anchor_shifts(members[0], self.members)} if self.anchored else {}
-        objective = ReplicatedLoss(members, given)
+        taken = slice(own.start, own.stop)
+        objective = ReplicatedLoss(members[taken], {name: value[taken] for name, value in given.items()})
         objective.settings = self.settings()
         objective.notes += notes
         return objective
@@ -116,10 +130,6 @@ class Ensemble(Method):
                 "would start at the same weights: use start='prior'"
             )
         return own, "net", _kept(kept)
-
-    @staticmethod
-    def _with_noise(source: Source, objective: Objective) -> Source:
-        return noisy_targets(source, objective)
 
 
 def _kept(names: list[str]) -> list[str]:

@@ -138,10 +138,10 @@ class IVONLoss(Objective):
 
     method: IVON
     bound = True
-    _fresh = False  # whether the noise has been used once
 
     def initial(self) -> dict[str, Tensor]:
         """Around the starting point, narrow."""
+        self.remembered["fresh"] = False  # whether the noise has been used once
         loc, log_scale = narrow(self.method, self.model, self.latents, self.method.init_scale)
         return {"loc": loc, "precision": (-2 * log_scale).exp()}
 
@@ -179,15 +179,15 @@ class IVONLoss(Objective):
         Half the random numbers, which on large networks are a third of a step, and less noise in two steps together:
         what is odd in the noise cancels.
         """
-        if self.method.draws == 1 and self._fresh:
+        if self.method.draws == 1 and self.remembered["fresh"]:
             given["noise"].neg_()
         else:
             given["noise"].normal_()
-        self._fresh = not self._fresh
+        self.remembered["fresh"] = not self.remembered["fresh"]
 
     def renew_all(self) -> None:
         """No mirror image next."""
-        self._fresh = False
+        self.remembered["fresh"] = False
 
     def approximation(self, params: Params) -> Approximation:
         """The Gaussian itself."""

@@ -81,7 +81,7 @@ class LastLayer(Method):
         source = as_source(data, model.likelihood, model.like, _ROWS, n_data=run.n_data)
         with isolated(other_seed(run.seed, "last layer"), model.like.device):
             posterior = self._solve(model, source, mode, unknowns)
-        posterior.history.seconds = time.perf_counter() - started
+        posterior.history.seconds = mode.earlier_seconds + time.perf_counter() - started
         posterior.settings |= {"seed": run.seed, "compile": posterior.history.backend}
         return posterior
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,12 +15,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnn.capture import Backend
 from bnn.data import Batch, Data, Source, as_source, numbered
+from bnn.distributed import world
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
+from bnn.inference.batches import batch_sizes, epoch_batches, first_batch, prepare
 from bnn.inference.bound import elbo, is_bound
 from bnn.inference.natural import NaturalOptimizer
 from bnn.inference.objective import Objective
-from bnn.inputs import row_shapes
+from bnn.inference.optimizers import make
+from bnn.inference.ranks import add_up, begin, own_gradients
+from bnn.inference.states import Position, States
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.random import isolated, other_seed
@@ -76,59 +79,24 @@ def optimise(
         objective = build(model, source.n, run.compile)
         if any(part.needs_rows for part in (objective, *objective.parts)):
             source = numbered(source)
-        fit = _Fit(method, objective, adapt(source, objective), validation, run)
+        source = begin(world(), objective, adapt(source, objective), run.seed)
+        fit = Training(method, objective, source, validation, run, started)
         fit.run_epochs()
         answer = fit.answer()
         weighted = run.weight is not None or bool(model.likelihood.weighs)
         wanted = method.temperature == 1 and not weighted and not fit.history.interrupted
         evidence = {"evidence": elbo(objective, answer, fit.source)} if wanted and is_bound(objective) else {}
     history = fit.history
-    history.seconds = time.perf_counter() - started
+    history.seconds = fit.states.seconds
     history.backend = " + ".join(dict.fromkeys(objective.backends))
-    history.notes = list(objective.notes)
+    history.notes = [*objective.notes, *fit.states.notes]
     posterior = objective.posterior(answer)
     posterior.history = history
     posterior.settings |= {"seed": run.seed, "compile": history.backend, "weighted": weighted, **evidence}
     return posterior
 
 
-def epoch_batches(objective: Objective, source: Source) -> Iterator[Batch]:
-    """One epoch, with rows of its own for every member, if there are members."""
-    return source.batches() if objective.members is None else source.member_batches(objective.members)
-
-
-def first_batch(objective: Objective, source: Source) -> Batch:
-    """One batch as `epoch_batches` gives them, all targets checked; the random state stays as it is.
-
-    Raises:
-        ValueError: Inputs or targets that do not fit the model.
-    """
-    with isolated(device=objective.model.like.device):
-        whole = next(epoch_batches(objective, source))
-    first = objective.one_member(whole)
-    objective.input_shapes = row_shapes(first.x)
-    outputs, likelihood = objective.outputs(first.x), objective.model.likelihood
-    source.check_targets(lambda y: likelihood.check(outputs[:1].expand(len(y), *outputs.shape[1:]), y))
-    return whole
-
-
-def batch_sizes(objective: Objective, source: Source, whole: Batch) -> dict[int, int]:
-    """How often each batch size comes in an epoch; a guess for a loader, from its first batch."""
-    if source.sizes is not None:
-        return source.sizes
-    rows = len(objective.one_member(whole).y)
-    return {rows: max(1, source.n // rows)}
-
-
-def prepare(objective: Objective, whole: Batch, calls: Mapping[int, int]) -> None:
-    """Capture for these batch sizes, each of which comes so often: before the first step, from counts alone."""
-    dim = 0 if objective.members is None else 1
-    for size, times in calls.items():
-        part = Batch.rebuild(whole.structure, [leaf.narrow(dim, 0, size) for leaf in whole.leaves])
-        objective.prepare(part, calls=times)
-
-
-class _Fit:
+class Training:
     """One run of the loop: optimiser, averages, the best so far, and the record."""
 
     def __init__(
@@ -138,11 +106,12 @@ class _Fit:
         source: Source,
         validation: Batch | None,
         run: Run,
+        started: float,
     ):
         self.method, self.objective, self.source, self.validation, self.run = method, objective, source, validation, run
         self.names = [name for name, _ in objective.named_parameters()]
         self.params = list(objective.parameters())
-        self.optimizer = _optimizer(method, self.params)
+        self.optimizer = make(method, self.params)
         if isinstance(self.optimizer, NaturalOptimizer) and method.clip_norm is not None:
             raise ValueError(
                 f"{type(self.optimizer).__name__} bounds its own steps, and its gradients are not those of the loss: "
@@ -153,10 +122,16 @@ class _Fit:
         self.best: tuple[float, int, list[Tensor], dict[str, Tensor]] | None = None
         self.averaged: list[Tensor] | None = None
         self.averaged_steps = 0
+        self.at = Position()
+        self.ranks = world()
         self._prepare()
+        #: What the programs of the known batch sizes run on.
+        self.backends = list(objective.backends)
         if isinstance(self.optimizer, NaturalOptimizer):
             self.optimizer.backend = cast(Backend, objective.backends[0])
         self.scheduler = None if method.schedule is None else method.schedule(self.optimizer, self.total_steps)
+        self.states = States(self, run.checkpoint, started)
+        self.states.go_on()
 
     def _prepare(self) -> None:
         """Capture for every batch size that will come, before the first step: backends follow from counts alone."""
@@ -167,7 +142,8 @@ class _Fit:
             except (ValueError, TypeError) as error:
                 raise type(error)(f"validation: {error}") from error
         sizes = batch_sizes(self.objective, self.source, whole)
-        self.total_steps = self.method.epochs * math.ceil(sum(sizes.values()) / self.method.accumulate)
+        steps = self.method.epochs * math.ceil(sum(sizes.values()) / self.method.accumulate)
+        self.total_steps = int(self.ranks.decide(steps))
         norms = any(isinstance(m, _BatchNorm) for m in self.objective.model.net.modules())
         if 1 in sizes and self.source.n > 1 and norms:
             raise ValueError(
@@ -177,42 +153,60 @@ class _Fit:
         prepare(self.objective, whole, {size: times * self.method.epochs for size, times in sizes.items()})
 
     def run_epochs(self) -> None:
-        """All epochs; fewer if early stopping, a callback or Ctrl-C ends the fit."""
+        """All epochs; fewer if early stopping, a callback or Ctrl-C ends the fit, and none if it has ended before."""
         from tqdm.auto import tqdm
 
         epochs = self.method.epochs
-        with tqdm(total=epochs, disable=not self.run.progress, unit="epoch", leave=False) as bar:
-            for epoch in range(1, epochs + 1):
+        if self.at.finished:
+            self._record(self.at.epoch)
+        with tqdm(
+            total=epochs, initial=self.at.epoch - 1, disable=not self.run.progress, unit="epoch", leave=False
+        ) as bar:
+            while not self.at.finished:
+                epoch = self.at.epoch
                 try:
-                    steps = self._epoch()
+                    self._epoch()
                 except KeyboardInterrupt:
+                    if self.ranks.size > 1:
+                        raise  # the others wait in the middle of a step
                     self.history.interrupted = True
                     self._record(epoch - 1)
                     return
-                progress = self._record(epoch, steps)
+                progress = self._record(epoch, self.at.steps)
                 shown = {name: f"{getattr(progress, name):.4g}" for name in ("loss", "nll", "kl")}
                 bar.set_postfix(OrderedDict(shown), refresh=False)
                 bar.update()
-                stopped = [callback(progress) is True for callback in self.run.callbacks]
-                if any(stopped) or self._patience_is_over(epoch):
-                    return
+                self._end_epoch(progress)
 
-    def _epoch(self) -> int:
-        steps = 0
-        batches = epoch_batches(self.objective, self.source)
+    def _end_epoch(self, progress: Progress) -> None:
+        """Go on to the next epoch, or end the fit."""
+        epoch, steps = self.at.epoch, self.at.steps
+        stopped = [callback(progress) is True for callback in self.run.callbacks]
+        stop = any(stopped) or self._patience_is_over(epoch) or epoch == self.method.epochs
+        if self.ranks.decide(stop):
+            self.at = Position(epoch, finished=True)
+            self.states.write()
+        else:
+            self.at = Position(epoch + 1)
+            self.states.after_epoch(steps)
+
+    def _epoch(self) -> None:
+        batches = self.states.batches(epoch_batches(self.objective, self.source))
         while group := list(_take(batches, self.method.accumulate)):
             self._step(group)
-            steps += 1
-        return steps
+            self.at.steps += 1
+            self.at.batches += len(group)
+            self.states.after_step()
 
     def _step(self, group: list[Batch]) -> None:
         def closure() -> Any:
-            results = [self.objective.gradients(batch) for batch in group]
+            results = [own_gradients(self.objective, batch) for batch in group]
             stats = results[0][1]
             if len(results) > 1:
                 stats = torch.stack([s for _, s in results]).mean(0)
             for i, param in enumerate(self.params):
                 param.grad = results[0][0][i] if len(results) == 1 else _mean([g[i] for g, _ in results])
+            stats = add_up(self.ranks, self.objective, [p.grad for p in self.params], stats, group)
             if self.method.clip_norm is not None:
                 _clip(self.params, self.method.clip_norm, self.objective.members)
             if not seen:
@@ -263,6 +257,7 @@ class _Fit:
         posterior = self.objective.posterior()
         draws = None if posterior.num_draws else posterior.draws(_VALIDATION_DRAWS)
         score = float(posterior.predict(self.validation.x, draws).log_prob(self.validation.y).mean())
+        score = self.ranks.decide(score)
         self.history.validation = torch.cat([self.history.validation, torch.tensor([score])])
         self.history.validation_epochs.append(epoch)
         if self.best is None or score > self.best[0]:
@@ -286,21 +281,6 @@ class _Fit:
 
     def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, [value.detach() for value in values], strict=True))
-
-
-def _optimizer(method: GradientMethod, params: list[Any]) -> torch.optim.Optimizer:
-    """The method's optimiser, fused where torch has a fused form of it: same result, one call for all parameters."""
-    target = getattr(method.optimizer, "func", method.optimizer)
-    given = getattr(method.optimizer, "keywords", {})
-    options: dict[str, Any] = {"lr": method.lr}
-    exclusive = {"fused", "foreach", "capturable", "differentiable"} & set(given)
-    if (
-        not exclusive
-        and "fused" in inspect.signature(target).parameters
-        and target.__module__.startswith("torch.optim")
-    ):
-        options["fused"] = True
-    return method.optimizer(params, **options)
 
 
 def _validation(validation: Any, model: BNN) -> Batch | None:

@@ -36,6 +36,12 @@ class NaturalOptimizer(torch.optim.Optimizer, ABC):
             self.param_groups += self._points.param_groups
             self._points.state = self.state
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of any optimiser, the one of the points included."""
+        super().load_state_dict(state_dict)
+        if self._points is not None:
+            self._points.param_groups, self._points.state = self.param_groups[1:], self.state
+
     @abstractmethod
     def move(self, params: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         """One step of the Gaussian's parameters, in place."""

@@ -91,14 +91,17 @@ class Objective(nn.Module, ABC):
         self.backend: Backend = backend
         self.temperature = torch.tensor(method.temperature, dtype=model.like.dtype, device=model.like.device)
         self.state = self.model.state()
-        self._buffers_moved = [name for name, _ in self.model.net.named_buffers()]
+        #: The buffers, which a step may change.
+        self.buffers_moved = [name for name, _ in self.model.net.named_buffers()]
         if self.members is not None:
-            for name in self._buffers_moved:
+            for name in self.buffers_moved:
                 self.state[name] = self.state[name].expand(self.members, *self.state[name].shape).clone()
         self.notes: list[str] = []
         #: What the method gathers from step to step (`after_step`), one a member if there are members; `approximation`
         #: finds it among its parameters.
         self.gathered: dict[str, Tensor] = {}
+        #: What it remembers from step to step besides tensors: numbers as JSON.
+        self.remembered: dict[str, Any] = {}
         #: The shapes of one row of each input, once there was one.
         self.input_shapes: list[tuple[int, ...]] | None = None
         for name, value in self.initial().items():
@@ -165,7 +168,7 @@ class Objective(nn.Module, ABC):
         results = program(*parameters, *self.state.values(), *given, self.temperature, *batch.leaves)
         count = len(parameters)
         if self.training:
-            for name, value in zip(self._buffers_moved, results[count + 1 :], strict=True):
+            for name, value in zip(self.buffers_moved, results[count + 1 :], strict=True):
                 self.state[name] = value
         return list(results[:count]), results[count]
 
@@ -242,7 +245,7 @@ class Objective(nn.Module, ABC):
     @property
     def _start(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         """The values that latents and points start from, and a copy of one member's state."""
-        stacked = set() if self.members is None else set(self._buffers_moved)
+        stacked = set() if self.members is None else set(self.buffers_moved)
         return (
             {site.name: site.value for site in self.latents.sites},
             {site.name: site.value for site in self.points.sites},
@@ -277,7 +280,7 @@ class Objective(nn.Module, ABC):
             stats = torch.stack([total, nll, kl])
             if self.members is not None:  # the members' gradients are independent of each other
                 total, stats = total.sum(), stats.mean(1)
-            return total, (stats, [moving[name] for name in self._buffers_moved])
+            return total, (stats, [moving[name] for name in self.buffers_moved])
 
         gradients, (_, (stats, moved)) = torch.func.grad_and_value(loss, has_aux=True)(list(params))
         return [*gradients, stats.detach(), *[value.detach() for value in moved]]
@@ -293,7 +296,7 @@ class Objective(nn.Module, ABC):
             named = {name: p.detach().clone() for name, p in (params or dict(self.named_parameters())).items()}
             points = self.take_points(named)
             approximation = self.approximation({**named, **self.gathered})
-            own = set() if self.members is None else set(self._buffers_moved)  # these are part of each draw
+            own = set() if self.members is None else set(self.buffers_moved)  # these are part of each draw
         return Posterior(
             self.model,
             approximation,

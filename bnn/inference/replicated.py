@@ -37,7 +37,7 @@ class ReplicatedLoss(Objective):
             for name, _ in first.named_parameters()
         }
         super().__init__(first.method, first.model, first.n_data, first.backend)
-        for name in self._buffers_moved:
+        for name in self.buffers_moved:
             self.state[name] = torch.stack([member.state[name] for member in members])
         self.notes = first.notes
         del self._starts
@@ -63,7 +63,7 @@ class ReplicatedLoss(Objective):
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """The terms of every member: ``(K,)`` each."""
         structure = batch.structure
-        moved = {name: state[name] for name in self._buffers_moved}
+        moved = {name: state[name] for name in self.buffers_moved}
         fixed = {name: value for name, value in state.items() if name not in moved}
 
         def one(own: dict[str, Tensor], leaves: list[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -107,7 +107,7 @@ class ReplicatedLoss(Objective):
             named = {name: value[k] for name, value in params.items()}
             points = self.first.take_points(named)
             parts.append(self.first.approximation(named))
-            own.append(points | {name: self.state[name][k] for name in self._buffers_moved})
+            own.append(points | {name: self.state[name][k] for name in self.buffers_moved})
         return joined(parts, own)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -38,6 +38,14 @@ class Kernel(ABC):
             heat: T / N: the loss per datum times N / T is the potential energy. 0: no noise.
             metric: ``(D,)``, a diagonal preconditioner, the same at all theta.
         """
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """What it holds from one step to the next, by name."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,6 @@ class StochasticGradientMCMC(IterativeMethod):
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Run the chains; see `bnn.fit`. Ctrl-C keeps the draws that there are."""
-        started = time.perf_counter()
         name = type(self).__name__
         refuse_what_is_no_density(model, run.weight, name)
         refuse_uncertain_inputs(model, name)
@@ -114,10 +121,9 @@ class StochasticGradientMCMC(IterativeMethod):
             chains = ChainLoop(self, loss, source, run)
             chains.run()
         history = chains.history
-        history.seconds = time.perf_counter() - started
         return Posterior(
             model,
-            Chains(loss.latents, chains.store.finished()),
+            Chains(loss.latents, chains.keeper.vectors()),
             points={},
             state=loss.first.state,
             history=history,
@@ -150,6 +156,13 @@ class _Langevin(Kernel):
         theta.sub_(_times(gradient, metric), alpha=lr)
         if heat:
             theta.add_(_times(torch.randn_like(theta), _root(metric)), alpha=math.sqrt(2 * lr * heat))
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the next step depends on theta alone."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to go back to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +211,14 @@ class _Underdamped(Kernel):
             deviation = math.sqrt((1 - self.momentum**2) * lr * heat)
             v.add_(_times(torch.randn_like(v), _root(metric)), alpha=deviation)
         theta.add_(v, alpha=0.5)
+
+    def state(self) -> dict[str, Tensor]:
+        """The momenta, once there was a step."""
+        return {} if self.velocity is None else {"velocity": self.velocity}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """See `Kernel`."""
+        self.velocity = state.get("velocity")
 
 
 def _times(vectors: Tensor, diagonal: Tensor | None) -> Tensor:

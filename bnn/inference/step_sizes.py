@@ -161,5 +161,18 @@ class Metric:
         """G after one more gradient ``(chains, D)``: ``(D,)``."""
         self._steps += 1
         self._mean.lerp_(gradient.square().mean(0), 1 - self._settings.decay)
+        return self.value()
+
+    def value(self) -> Tensor:
+        """G, from the gradients so far: ``(D,)``."""
         mean = self._mean / (1 - self._settings.decay**self._steps)  # it started from 0
         return 1 / (self._settings.eps + mean.sqrt())
+
+    def state(self) -> tuple[Tensor, int]:
+        """What it has learned: the running mean ``(D,)``, and of how many gradients."""
+        return self._mean, self._steps
+
+    def restore(self, mean: Tensor, steps: int) -> None:
+        """Go back to what `state` gave."""
+        self._mean.copy_(mean)
+        self._steps = steps

@@ -7,11 +7,8 @@ what it had written (`read_store`).
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import sys
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +16,16 @@ import torch
 from torch import Tensor
 
 from bnn.approximations import Chains
-from bnn.files import check_model, check_names, checked_shapes, model_record, with_inputs_of
+from bnn.files import check_model, check_names, model_record, with_inputs_of
 from bnn.history import History
+from bnn.inference.draw_file import check_goes_on, create, mapped, read
 from bnn.inference.objective import Objective
 from bnn.layout import Layout
 from bnn.model import BNN
 from bnn.posterior import Posterior
+from bnn.writing import flush
 
-_FORMAT = "bnn draws 1"
-_COUNTS, _VECTORS, _STATE = "counts", "vectors", "state/"
-#: As safetensors calls them.
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_COUNTS, _VECTORS, _STATISTICS, _STATE = "counts", "vectors", "statistics", "state/"
 
 
 class DrawStore:
@@ -53,12 +38,14 @@ class DrawStore:
         dtype: Of the numbers.
         path: The file, which must not exist; its folder is made. None: in memory.
         state: ``{name: value}``, buffers and frozen parameters of the network, for the file.
-        record: JSON for the file: what `read_store` needs.
+        record: JSON for the file: what `read_store` needs. Its ``"fit"``, if any, says whose draws these are.
+        statistics: Names of the sampler's statistics that are kept beside each draw.
+        resume: ``(chains,)``: the file may exist if it is of the same ``"fit"``, and goes on after so many draws.
 
     Raises:
         FileExistsError: There is something at `path`.
         OSError: The disk has no room for all draws; nothing is left there.
-        ValueError: No chains, or no draws.
+        ValueError: No chains, or no draws; draws to go on from that are not there, truncated, or of another fit.
     """
 
     def __init__(
@@ -71,31 +58,41 @@ class DrawStore:
         *,
         state: Mapping[str, Tensor] | None = None,
         record: Mapping[str, Any] | None = None,
+        statistics: Sequence[str] = (),
+        resume: Sequence[int] | None = None,
     ):
         if min(chains, capacity) < 1:
             raise ValueError(f"a store has at least one chain and one draw, not {chains} and {capacity}")
         self.path = None if path is None else Path(path)
+        table = (len(statistics), chains, capacity)
         if self.path is None:
             self.counts = torch.zeros(chains, dtype=torch.int64)
             self.vectors = torch.zeros(chains, capacity, size, dtype=dtype)
+            self.statistics = torch.zeros(table, dtype=dtype)
             return
         state = state or {}
-        shapes = {name: (value.dtype, tuple(value.shape)) for name, value in state.items()}
-        tensors = _created(
-            self.path,
-            {
-                _COUNTS: (torch.int64, (chains,)),
-                _VECTORS: (dtype, (chains, capacity, size)),
-                **{_STATE + name: shape for name, shape in shapes.items()},
-            },
-            {"format": _FORMAT, "record": json.dumps(dict(record or {}))},
-        )
+        wanted = {
+            _COUNTS: (torch.int64, (chains,)),
+            **({_STATISTICS: (dtype, table)} if statistics else {}),
+            _VECTORS: (dtype, (chains, capacity, size)),
+            **{_STATE + name: (value.dtype, tuple(value.shape)) for name, value in state.items()},
+        }
+        record = {**(record or {}), **({"statistics": list(statistics)} if statistics else {})}
+        if resume is not None and (self.path.exists() or any(resume)):
+            check_goes_on(self.path, wanted, record.get("fit"))
+        else:
+            create(self.path, wanted, record)
+        tensors = mapped(self.path)
         for name, value in state.items():
             tensors[_STATE + name].copy_(value)
         #: ``(chains,)``, how many draws of each chain are there. It is written after them.
         self.counts = tensors[_COUNTS]
         #: ``(chains, capacity, D)``, on the CPU; the first `counts` of each chain mean something.
         self.vectors = tensors[_VECTORS]
+        #: ``(names, chains, capacity)``, of the same draws.
+        self.statistics = tensors.get(_STATISTICS, torch.zeros(table, dtype=dtype))
+        # What was written after the state that is gone on from is written again, as the same bytes.
+        self.counts.copy_(torch.tensor(resume or [0] * chains))
 
     def append(self, draws: Tensor) -> None:
         """One more draw of every chain: ``(chains, D)``, on any device. All chains are equally far."""
@@ -116,14 +113,32 @@ class DrawStore:
             count: Draws a chain; ``None``: as many as are there. Of chains that are not equally far, the first few and
                 their common draws, such that most draws are kept.
         """
-        if self.path is not None:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+        self.flush()
         return self.vectors[:, :count] if count is not None else _rectangle(self.vectors, self.counts)
+
+    def flush(self) -> None:
+        """Have what was appended reach the disk."""
+        if self.path is not None:
+            flush(self.path)
+
+    def digest(self, chain: int, rows: range, before: str = "") -> str:
+        """A SHA-256 of these draws of a chain and their statistics, on top of that of the draws before them."""
+        for row in rows:
+            values = torch.cat([self.vectors[chain, row], self.statistics[:, chain, row]])
+            before = hashlib.sha256(before.encode() + values.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return before
 
 
 def open_store(
-    objective: Objective, path: str | Path | None, chains: int, capacity: int, layout: Layout | None = None
+    objective: Objective,
+    path: str | Path | None,
+    chains: int,
+    capacity: int,
+    *,
+    layout: Layout | None = None,
+    statistics: Sequence[str] = (),
+    fit: str | None = None,
+    resume: Sequence[int] | None = None,
 ) -> DrawStore:
     """The store of a run, with all that `read_store` needs.
 
@@ -133,14 +148,28 @@ def open_store(
         chains: How many.
         capacity: Draws a chain.
         layout: Of what is kept of a draw; None: all latents.
+        statistics: See `DrawStore`.
+        fit: Whose draws these are; None: a run's that nobody goes on with.
+        resume: See `DrawStore`.
     """
     record = {
         **model_record(objective.model),
         "settings": {**objective.settings, "n_data": objective.n_data},
         "input_shapes": objective.input_shapes,
+        **({} if fit is None else {"fit": fit}),
     }
     layout = layout or objective.latents
-    return DrawStore(chains, capacity, layout.size, layout.dtype, path, state=objective.state, record=record)
+    return DrawStore(
+        chains,
+        capacity,
+        layout.size,
+        layout.dtype,
+        path,
+        state=objective.state,
+        record=record,
+        statistics=statistics,
+        resume=resume,
+    )
 
 
 def read_store(path: str | Path, model: BNN) -> Posterior:
@@ -157,7 +186,7 @@ def read_store(path: str | Path, model: BNN) -> Posterior:
         ValueError: It is damaged or none of these, does not fit the model, or has no draw yet.
     """
     path = Path(path)
-    record, tensors = _read(path)
+    record, tensors = read(path)
     check_model(record, model)
     model = with_inputs_of(record, model)
     layout = Layout(model.sites().latents)
@@ -178,12 +207,13 @@ def read_store(path: str | Path, model: BNN) -> Posterior:
     state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
     check_names("state", state, model.state())
     drawn = _rectangle(vectors, counts)
+    statistics = _named_statistics(path, record, tensors, vectors)
     history = History(interrupted=drawn.shape != vectors.shape)
     history.notes.append(f"read from {path}: {drawn.shape[0]} chains of {drawn.shape[1]} draws")
     device = model.like.device
     return Posterior(
         model,
-        Chains(layout, drawn),
+        Chains(layout, drawn, {name: value[: len(drawn), : drawn.shape[1]] for name, value in statistics.items()}),
         points={},
         state={name: value.to(device) for name, value in state.items()},
         history=history,
@@ -199,72 +229,14 @@ def _rectangle(vectors: Tensor, counts: Tensor) -> Tensor:
     return vectors[:chains, : int(least[chains - 1])]
 
 
-def _created(
-    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+def _named_statistics(
+    path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor], vectors: Tensor
 ) -> dict[str, Tensor]:
-    """A new safetensors file of zeros, mapped: what is written into the tensors is written into the file."""
-    for name, (dtype, _) in tensors.items():
-        if dtype not in _DTYPES:
-            raise ValueError(f"{name!r} is of {dtype}, which cannot be stored")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    # Wide numbers first, so that all lie at multiples of their width.
-    order = sorted(tensors, key=lambda name: -tensors[name][0].itemsize)
-    end = 0
-    for name in order:
-        dtype, shape = tensors[name]
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    begin = 8 + len(text)
-    _write(path, len(text).to_bytes(8, "little") + text, begin + end)
-    whole = torch.from_file(str(path), shared=True, size=begin + end, dtype=torch.uint8)
-    mapped = {}
-    for name in order:
-        start, stop = header[name]["data_offsets"]
-        dtype, shape = tensors[name]
-        mapped[name] = whole[begin + start : begin + stop].view(dtype).view(shape)
-    return mapped
-
-
-def _write(path: Path, header: bytes, size: int) -> None:
-    """A new file of this size that starts so. The disk is asked for all of it now: once mapped, a full one kills."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        file = path.open("xb")
-    except FileExistsError as error:
-        raise FileExistsError(f"{path} exists, and draws are never written over: choose another store=") from error
-    try:
-        with file:
-            file.write(header)
-            file.flush()
-            if sys.platform == "linux":
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot hold all draws, {size / 1e9:.3g} GB: {error}") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The record and the tensors, mapped; safetensors checks that names, shapes and sizes fit the file."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            found = metadata.get("format")
-            if found != _FORMAT:
-                raise ValueError(f"{path} is no file of draws, or was written by a newer bnn: {found!r}")
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        record = json.loads(metadata["record"])
-        for key, kind in (("prior", str), ("likelihood", str), ("sites", dict), ("settings", dict)):
-            if not isinstance(record[key], kind):
-                raise TypeError(f"{key} is of the wrong type")
-        record["input_shapes"] = checked_shapes(record["input_shapes"])
-    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-    return record, tensors
+    """The statistics in a file by name: ``(chains, capacity)`` each."""
+    names, table = record.get("statistics", []), tensors.get(_STATISTICS)
+    if not names and table is None:
+        return {}
+    right = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    if not right or table is None or table.shape != (len(names), *vectors.shape[:2]) or table.dtype != vectors.dtype:
+        raise ValueError(f"{path} is damaged: its statistics do not fit its draws")
+    return dict(zip(names, table, strict=True))

@@ -117,7 +117,7 @@ class SteinLoss(Objective):
     def approximation(self, params: Params) -> Approximation:
         """The particles, as one chain; each holds the network's buffers, as any member's draw does."""
         values = torch.func.vmap(self.latents.unflatten)(params["theta"])
-        values |= {name: self.state[name] for name in self._buffers_moved}
+        values |= {name: self.state[name] for name in self.buffers_moved}
         return Draws({name: value[None] for name, value in values.items()})
 
 

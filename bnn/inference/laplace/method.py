@@ -105,7 +105,7 @@ class Laplace(Method):
         )
         with isolated(other_seed(run.seed, "curvature"), model.like.device):
             posterior = fit.posterior(mode)
-        posterior.history.seconds = time.perf_counter() - started
+        posterior.history.seconds = mode.earlier_seconds + time.perf_counter() - started
         posterior.settings |= {"seed": run.seed, "compile": posterior.history.backend}
         return posterior
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +46,8 @@ class Mode:
     state: Values
     history: History
     input_shapes: list[tuple[int, ...]] | None = None
+    #: What earlier calls of this fit took, before it went on.
+    earlier_seconds: float = 0.0
 
 
 class ModeLoss(Objective):
@@ -154,8 +157,13 @@ def find_mode(
         if retune is not None and progress.epoch % every == 0 and progress.epoch < progress.epochs:
             objectives[0].set_hyper(retune(objectives[0].mode()))
 
-    posterior = optimise(of, build, model, data, dataclasses.replace(run, callbacks=(tune, *run.callbacks)))
-    return _mode(posterior, unknowns, objectives[0].state[_BUFFER])
+    place = None if run.checkpoint is None else run.checkpoint.part("mode")
+    run = dataclasses.replace(run, callbacks=(tune, *run.callbacks), checkpoint=place)
+    started = time.perf_counter()
+    posterior = optimise(of, build, model, data, run)
+    earlier = posterior.history.seconds - (time.perf_counter() - started) if place is not None else 0.0
+    mode = _mode(posterior, unknowns, objectives[0].state[_BUFFER])
+    return dataclasses.replace(mode, earlier_seconds=max(0.0, earlier))
 
 
 def _of_posterior(of: Posterior, model: BNN, unknowns: Unknowns) -> Mode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from bnn.capture import Captured
 from bnn.data import Data
-from bnn.history import History
 from bnn.inference.base import Run
 from bnn.inference.mcmc.adaptation import State, averaging, chosen
 from bnn.inference.mcmc.machine import DIVERGENCE, kinetic, leapfrog
@@ -61,32 +59,24 @@ class ChEES(MCMC):
 
     def fit(self, model: BNN, data: Data, run: Run) -> Posterior:
         """Sample; see `bnn.fit`. Ctrl-C keeps the draws that there are."""
-        started = time.perf_counter()
         with isolated(other_seed(run.seed, "fit"), model.like.device):
             target = Target(self, model, data, run)
-            batch = _Batch(self, target, run, target.starts(self.chains))
+            record = Record(self, target, run, _STATISTICS)
+            if record.keeper.finished:
+                return record.posterior(model, [])
+            batch = _Batch(self, record, target.starts(self.chains), run)
             batch.run()
-        backend = " + ".join(dict.fromkeys(batch.leap.backends + batch.finish.backends))
-        history = History(seconds=time.perf_counter() - started, backend=backend, notes=target.notes)
-        return batch.record.posterior(self, model, run, history)
+        return record.posterior(model, batch.backends)
 
 
 class _Batch:
     """One run: two programs, one that moves all chains by a leapfrog step and one that ends a trajectory."""
 
-    def __init__(self, method: ChEES, target: Target, run: Run, q: Tensor):
-        self.method, self.target, self.progress = method, target, run.progress
+    def __init__(self, method: ChEES, record: Record, q: Tensor, run: Run):
+        self.method, self.record, self.progress = method, record, run.progress
+        self.target = target = record.target
         self.state = self._begin(q)
         self.packing = Packing(self.state)
-        self.record = Record(
-            target,
-            run,
-            _STATISTICS,
-            chains=method.chains,
-            num_samples=method.num_samples,
-            warmup=method.warmup,
-            keep_every=method.keep_every,
-        )
         self.leap = Captured(self._leap, run.compile, "the leapfrog step of this network")
         self.finish = Captured(self._finish, run.compile, "the end of a trajectory of this network")
         q, g, u = (self.state[name] for name in ("q", "g", "u"))
@@ -94,6 +84,11 @@ class _Batch:
         fixed = [self.state["step"].contiguous(), self.state["inverse_mass"], *target.tensors]
         self.leap.prepare(q, q, g, u, *fixed, calls=calls * min(100, method.max_steps))
         self.finish.prepare(q, q, g, u, q, u, *packed, calls=calls)
+
+    @property
+    def backends(self) -> list[str]:
+        """Of both programs."""
+        return self.leap.backends + self.finish.backends
 
     def _begin(self, q: Tensor) -> State:
         """All chains at their first points. What they share stands in each of them, with the same value."""
@@ -163,11 +158,12 @@ class _Batch:
         from tqdm.auto import tqdm
 
         record, data = self.record, self.target.tensors
-        state, p, jitter = self.packing.pack(self.state), torch.randn_like(self.state["q"]), 0.5
-        with tqdm(total=record.total, disable=not self.progress, unit="draw", leave=False) as bar:
+        first = [*self.packing.pack(self.state), torch.randn_like(self.state["q"])]
+        *state, p = record.resume(self.backends) or first
+        with tqdm(total=record.total, initial=record.done, disable=not self.progress, unit="draw", leave=False) as bar:
             try:
                 while record.done < record.total:
-                    now = self.packing.unpack(state)
+                    now, jitter = self.packing.unpack(state), van_der_corput(record.done + 1)
                     steps = self._steps(now, jitter)
                     at = [now["q"].contiguous(), p, now["g"].contiguous(), now["u"].contiguous()]
                     fixed = [now["step"].contiguous(), now["inverse_mass"].contiguous(), *data]
@@ -176,8 +172,8 @@ class _Batch:
                     share = torch.full_like(now["u"], jitter)
                     *state, p, statistics = self.finish(*at, p, share, *state)
                     self._keep(self.packing.unpack(state)["q"], statistics, steps)
-                    jitter = van_der_corput(record.done + 1)
                     bar.update()
+                    record.save([*state, p], self.backends)
             except KeyboardInterrupt:
                 record.interrupted = True
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from bnn.inference.mcmc.adaptation import Adaptation, State, chosen
 
 #: From a point to its gradient and its potential energy, the negative log density.
 Potential = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+#: What every trajectory tells of itself, under ArviZ's names.
+_STATISTICS = ("acceptance_rate", "n_steps", "diverging", "energy", "lp", "step_size")
 
 #: An energy error above which a trajectory is given up as divergent (as in Stan).
 DIVERGENCE = 1000.0
@@ -50,6 +54,9 @@ class Leaf:
 
 class Trajectory(ABC):
     """A rule that says where a trajectory goes next, when it is complete, and which of its points is the draw."""
+
+    #: Names of its own `statistics`.
+    names: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -93,6 +100,11 @@ class Machine:
 
     trajectory: Trajectory
     adaptation: Adaptation
+
+    @property
+    def names(self) -> list[str]:
+        """Of the statistics of a draw."""
+        return [*_STATISTICS, *self.trajectory.names]
 
     def begin(self, q: Tensor, step: Tensor, potential: Potential, noise: Tensor, uniform: Tensor) -> State:
         """The state of a chain at its first point ``q``, ``(D,)``, with a step size to start from."""

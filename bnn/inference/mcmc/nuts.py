@@ -25,6 +25,8 @@ class Doubling(Trajectory):
 
     max_depth: int
 
+    names = ("tree_depth",)
+
     @property
     def usual_steps(self) -> int:
         """A quarter of the longest tree."""

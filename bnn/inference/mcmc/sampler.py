@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from bnn.capture import Captured
 from bnn.data import Data
-from bnn.history import History
 from bnn.inference.base import Init, IterativeMethod, Run
 from bnn.inference.mcmc.adaptation import Adaptation, State
 from bnn.inference.mcmc.machine import Machine, Potential, Trajectory, kinetic, leapfrog
@@ -63,39 +61,30 @@ class MCMC(IterativeMethod):
 
 def sample(method: MCMC, trajectory: Trajectory, model: BNN, data: Data, run: Run) -> Posterior:
     """Run all chains; see `bnn.fit`. Ctrl-C keeps the draws that every chain has."""
-    started = time.perf_counter()
     with isolated(other_seed(run.seed, "fit"), model.like.device):
         target = Target(method, model, data, run)
+        machine = Machine(trajectory, Adaptation(method.warmup, method.target_accept))
+        record = Record(method, target, run, machine.names)
+        if record.keeper.finished:
+            return record.posterior(model, [])
         # A step that is far too large leads to NaN: that is its answer, and no error to be told in words.
         with pyro.validation_enabled(False):
-            chains = _Chains(method, trajectory, target, run, target.starts(method.chains))
+            chains = _Chains(machine, record, target.starts(method.chains), run)
             chains.run()
-    backend = " + ".join(dict.fromkeys(chains.program.backends))
-    history = History(seconds=time.perf_counter() - started, backend=backend, notes=target.notes)
-    return chains.record.posterior(method, model, run, history)
+    return record.posterior(model, chains.program.backends)
 
 
 class _Chains:
     """One run: the program, the state of every chain, and the draws so far."""
 
-    def __init__(self, method: MCMC, trajectory: Trajectory, target: Target, run: Run, q: Tensor):
-        self.target, self.progress = target, run.progress
-        self.machine = Machine(trajectory, Adaptation(method.warmup, method.target_accept))
+    def __init__(self, machine: Machine, record: Record, q: Tensor, run: Run):
+        self.machine, self.record, self.progress = machine, record, run.progress
+        self.target = target = record.target
         self.state = self._begin(q, target.potential(target.tensors))
         self.packing = Packing(self.state)
-        with torch.no_grad(), isolated(device=q.device):
-            self.names = [n for n in self._step(self.state, target.tensors)[1] if n not in ("complete", "q")]
-        self.record = Record(
-            target,
-            run,
-            self.names,
-            chains=method.chains,
-            num_samples=method.num_samples,
-            warmup=method.warmup,
-            keep_every=method.keep_every,
-        )
-        self.program = Captured(self._advance, run.compile, f"the {type(method).__name__} step of this network")
-        calls = self.record.total * trajectory.usual_steps
+        what = f"the {type(record.method).__name__} step of this network"
+        self.program = Captured(self._advance, run.compile, what)
+        calls = record.total * machine.trajectory.usual_steps
         self.program.prepare(*self.packing.pack(self.state), *target.tensors, calls=calls)
 
     def _begin(self, q: Tensor, potential: Potential) -> State:
@@ -124,15 +113,16 @@ class _Chains:
         """`_step` over tensors without names: the new state, whether each chain completed a draw, the record."""
         count = len(self.packing.shapes)
         state, record = self._step(self.packing.unpack(tensors[:count]), list(tensors[count:]))
-        statistics = [record[name].to(record["q"]) for name in self.names]
+        statistics = [record[name].to(record["q"]) for name in self.machine.names]
         return [*self.packing.pack(state), record["complete"], record["q"], torch.stack(statistics)]
 
     def run(self) -> None:
         """Until every chain has its draws, or Ctrl-C."""
         from tqdm.auto import tqdm
 
-        state, fixed, record = self.packing.pack(self.state), self.target.tensors, self.record
-        with tqdm(total=record.total, disable=not self.progress, unit="draw", leave=False) as bar:
+        fixed, record = self.target.tensors, self.record
+        state = record.resume(self.program.backends) or self.packing.pack(self.state)
+        with tqdm(total=record.total, initial=record.done, disable=not self.progress, unit="draw", leave=False) as bar:
             try:
                 while record.done < record.total:
                     *state, complete, draws, statistics = self.program(*state, *fixed)
@@ -141,6 +131,7 @@ class _Chains:
                         for chain in [chain for chain, completed in enumerate(done) if completed]:
                             record.add(chain, draws[chain], statistics[:, chain])
                         bar.update(record.done - bar.n)
+                    record.save(state, self.program.backends)
             except KeyboardInterrupt:
                 record.interrupted = True
 
