@@ -55,7 +55,7 @@ html_css_files = ["site.css"]
 #: The menu: captions, and under each the pages of `docs/` in the order of reading. Sphinx warns of a page that is in
 #: none, and `make docs` fails.
 MENU = {
-    "Start": ["../README", "estimators", "mathematics", "report", "files"],
+    "Start": ["../README", "start", "estimators", "command_line", "mathematics", "report", "coming_from"],
     "Choose": ["methods/which", "priors", "likelihoods", "networks", "prior_predictive", "input_noise"],
     "Methods": [
         "methods/gaussian",
@@ -72,6 +72,20 @@ MENU = {
         "methods/stream",
     ],
     "Judge": ["scores", "conformal", "diagnostics", "comparison", "gallery"],
+    "Keep and ship": ["files", "checkpoints", "scaling", "export", "ecosystem", "extending"],
+    "Experiments": [
+        "experiments/index",
+        "experiments/weight_decay",
+        "experiments/prior_predictive",
+        "experiments/posterior_fidelity",
+        "experiments/toy_regression",
+        "experiments/uci",
+        "experiments/input_noise",
+        "experiments/continual",
+        "experiments/bandit",
+        "experiments/active_learning",
+        "experiments/conformal",
+    ],
     "Reference": ["api/index", "../CHANGELOG"],
     "Design": [
         "design/architecture",
@@ -95,6 +109,7 @@ API = {
     "analysis": ["bnn.analysis"],
     "plots": ["bnn.plots", "bnn.reporting"],
     "estimators": ["bnn.estimators"],
+    "files": ["bnn.files", "bnn.streams", "bnn.distributed", "bnn.export", "bnn.loggers"],
 }
 
 
