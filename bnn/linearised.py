@@ -47,7 +47,7 @@ def jacobian(
         return out.reshape(-1), out
 
     at = dict(weights)
-    if _fused(model):
+    if is_fused(model):
         by_row = torch.func.jacrev(one, has_aux=True, chunk_size=1)
         rows = [by_row(at, tree_map(lambda leaf, i=i: leaf[i], x)) for i in range(len(input_leaves(x)[0]))]
         outputs = torch.stack([row[1] for row in rows])
@@ -70,7 +70,8 @@ def _import_forward_mode() -> None:
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-def _fused(model: BNN) -> bool:
+def is_fused(model: BNN) -> bool:
+    """Whether the network has modules whose kernels know neither forward-mode derivatives nor vmap."""
     return any(isinstance(module, _FUSED) for module in model.net.modules())
 
 
@@ -90,14 +91,14 @@ class Linearised:
 
     def over_draws(self, values: Mapping[str, Tensor]) -> Callable[[Inputs], Tensor]:
         """From inputs to the outputs under each of these draws of all sites: ``(s, n)`` or ``(s, n, k)``."""
-        centre, shared = self._split()
+        centre, shared = self.split()
         moves = {name: values[name] - centre[name] for name in centre}
         count = len(next(iter(values.values())))
         return lambda x: self._moved(centre, shared, moves, x, count)
 
     def moments(self, x: Inputs) -> tuple[Tensor, Tensor]:
         """Mean ``(n,)`` or ``(n, k)`` and covariance ``(n, k, k)`` of each row's outputs under the posterior."""
-        centre, shared = self._split()
+        centre, shared = self.split()
         wide = self._numbers(centre, shared, x)
         means, covariances = [], []
         for rows in chunks(x, wide):
@@ -106,7 +107,7 @@ class Linearised:
             covariances.append(self.local.output_covariance(derivatives))
         return torch.cat(means), torch.cat(covariances)
 
-    def _split(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def split(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights that are random, at the centre; and all else that the network needs."""
         mode, random = self.local.mode, set(self.local.random_sites)
         own = {name for name, _ in self.model.net.named_parameters()}
@@ -132,7 +133,7 @@ class Linearised:
             with torch.no_grad():
                 single = self.model.forward({}, x, shared)
             return single.expand(count, *single.shape)
-        if _fused(self.model):
+        if is_fused(self.model):
             flat = torch.cat([moves[name].flatten(1) for name in centre], dim=1)
             parts = []
             for rows in chunks(x, self._numbers(centre, shared, x)):

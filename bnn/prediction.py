@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -20,6 +20,10 @@ from bnn.distributions import base
 from bnn.inputs import as_tensor
 from bnn.likelihoods import GaussianAverage, Likelihood, quantiles
 from bnn.random import isolated, other_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
 
 _BISECTIONS = 200  # at most: the bracket of a quantile is halved until it is narrow beside the quantile itself
 _NARROW = 1e-12
@@ -313,6 +317,59 @@ class Prediction:
         self.likelihood.check_numbers(y)
         self.likelihood.check(self.outputs[0], y)
         return y
+
+    def to_dataframe(
+        self,
+        *,
+        level: float = 0.9,
+        classes: Sequence[Any] | None = None,
+        targets: Sequence[str] | None = None,
+        index: Any = None,
+    ) -> pd.DataFrame:
+        """A pandas frame with a line for each row: what the likelihood has of the following columns.
+
+        ``mean``, ``sd`` (noise included), ``epistemic_sd``, ``aleatoric_sd``, ``lower_90`` and ``upper_90`` (the ends
+        of `interval`), ``entropy``, ``mutual_information``, ``probability_CLASS`` (``probability`` of yes or no). Of
+        several targets a column each, ``mean_TARGET``.
+
+        Args:
+            level: Of the interval.
+            classes: Their names, in their order; by default 0, 1, ...
+            targets: Their names, where there are several; by default 0, 1, ...
+            index: Of the frame.
+        """
+        from bnn.frames import to_dataframe
+
+        return to_dataframe(self, level=level, classes=classes, targets=targets, index=index)
+
+    def to_xarray(
+        self,
+        *,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        draws: int = 0,
+        seed: int = 0,
+        classes: Sequence[Any] | None = None,
+        targets: Sequence[str] | None = None,
+        index: Any = None,
+    ) -> xarray.Dataset:
+        """An xarray Dataset with the dimensions ``row``, ``target``, ``quantile``, ``class`` and ``draw``.
+
+        Its variables are those of `to_dataframe`, with ``quantiles`` in the place of the interval, ``probabilities``,
+        and ``draws`` of y (`sample`) if any are asked for.
+
+        Args:
+            quantiles: Their levels; ``()``: none.
+            draws: How many draws of y, each joint over rows.
+            seed: Of these draws.
+            classes: As in `to_dataframe`.
+            targets: As in `to_dataframe`.
+            index: Coordinates of the rows.
+        """
+        from bnn.frames import to_xarray
+
+        return to_xarray(
+            self, quantiles=quantiles, draws=draws, seed=seed, classes=classes, targets=targets, index=index
+        )
 
     def _over_draws(self, value: Tensor) -> Tensor:
         return value.reshape(self.num_draws, self.num_rows, *value.shape[1:])

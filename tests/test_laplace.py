@@ -345,7 +345,7 @@ def test_linear_draws_have_the_moments_of_the_exact_form() -> None:
     assert ((drawn.mean(0) - exact.outputs[0]).abs() < 5 * sd / math.sqrt(num)).all()
     assert ((drawn.std(0) / sd - 1).abs() < 5 / math.sqrt(2 * num)).all()
     # Joint over rows: the sample of y shares one draw of the weights, as the exact covariance between rows has it.
-    weights, shared = posterior._linear._split()
+    weights, shared = posterior.linear.split()
     rows = jacobian(posterior.model, weights, shared, x[:4])[1].flatten(0, 1)
     between = posterior.approximation.output_covariance(rows[None])[0]
     sample = exact.sample(num).flatten(1)

@@ -102,7 +102,7 @@ def check(name: str, task: str, covariance: str, weights: str) -> None:
     assert evidence == pytest.approx(float(found.log_marginal_likelihood()), rel=1e-4)
     new = trained(name, task)[3]
     mean, variance = found._glm_predictive_distribution(new)
-    got = posterior._linear.moments(new)
+    got = posterior.linear.moments(new)
     torch.testing.assert_close(got[0], mean, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(got[1], variance, rtol=1e-4, atol=1e-6)
     if task == "regression":

@@ -1,4 +1,4 @@
-"""A scale for every parameter or layer: with a hyper-prior, or learned as a point (empirical Bayes)."""
+"""A scale for every parameter, layer or unit: with a hyper-prior, or learned as a point (empirical Bayes)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from torch.distributions import constraints
 
 from bnn.distributions import cast, check_positive, expanded
 from bnn.priors.base import Prior, check_numbers, fan_in
+from bnn.priors.groups import group_shape
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Hierarchical(Prior):
-    """Gaussian weights whose scale is unknown, one for every parameter or layer; its site is ``prior.GROUP.scale.KEY``.
+    """Gaussian weights whose scale is unknown, one for every parameter, layer or unit; site ``prior.GROUP.scale.KEY``.
 
-    KEY is the parameter's name, or what stands before its last dot, the layer's. One scale for all parameters of a
+    KEY is the parameter's name, or what stands before its last dot, the layer's. Under ``per="unit"`` each parameter has
+    a vector of them, one for each index of its first dimension: a unit's incoming weights, so that outputs that mean
+    different things (a mean, a log-scale) have scales of their own. One scale for all parameters of a
     pattern is ``Normal(hyper)``.
 
     Args:
@@ -30,7 +33,7 @@ class Hierarchical(Prior):
             Analysis 1, 2006), Gamma, ...; or ``"learned"``: a point that is trained beside the posterior
             (empirical Bayes; with a variational bound as the evidence). MCMC refuses points, and methods that seek a mode
             refuse both: the joint density of weights and scale grows without bound as they go to 0 together.
-        per: ``"parameter"`` or ``"layer"``.
+        per: ``"parameter"``, ``"layer"`` or ``"unit"``.
         scaling: ``"fan_in"`` divides the scale by the square root of each parameter's fan-in, so that one scale suits
             layers of different widths.
         start: Where a learned point starts.
@@ -42,7 +45,7 @@ class Hierarchical(Prior):
     """  # noqa: E501
 
     hyper: TorchDistributionMixin | Literal["learned"] = field(default_factory=lambda: dist.HalfCauchy(1.0))
-    per: Literal["parameter", "layer"] = "parameter"
+    per: Literal["parameter", "layer", "unit"] = "parameter"
     scaling: Literal["none", "fan_in"] = "none"
     start: float = 1.0
     centred: bool = False
@@ -58,8 +61,8 @@ class Hierarchical(Prior):
         elif self.hyper != "learned":
             raise ValueError(f"hyper is a Pyro distribution or 'learned', not {self.hyper!r}")
         check_numbers(start=self.start)
-        if self.per not in ("parameter", "layer"):
-            raise ValueError(f"per is 'parameter' or 'layer', not {self.per!r}")
+        if self.per not in ("parameter", "layer", "unit"):
+            raise ValueError(f"per is 'parameter', 'layer' or 'unit', not {self.per!r}")
         if self.scaling not in ("none", "fan_in"):
             raise ValueError(f"scaling is 'none' or 'fan_in', not {self.scaling!r}")
 
@@ -72,19 +75,23 @@ class Hierarchical(Prior):
         scales: dict[str, Tensor] = {}
         weights = {}
         for name, param in params.items():
-            key = name if self.per == "parameter" else name.rpartition(".")[0] or name
+            key = (name.rpartition(".")[0] or name) if self.per == "layer" else name
             if key not in scales:
                 scales[key] = self._scale(f"prior.{group}.scale.{key}", param)
             weights[name] = self._sample(name, param, scales[key].to(param))
         return weights
 
     def _scale(self, site: str, like: Tensor) -> Tensor:
+        groups = group_shape("units", site, like.shape) if self.per == "unit" else torch.Size()
         if isinstance(self.hyper, TorchDistributionMixin):
             hyper = cast(self.hyper, like)
+            if self.per == "unit":
+                hyper = hyper.expand_by(groups[:1]) if not hyper.batch_shape else hyper.expand(groups[:1])
             value: Tensor = pyro.sample(site, hyper.to_event(len(hyper.batch_shape)))
         else:
-            value = pyro.param(site, like.new_tensor(self.start), constraint=constraints.positive)
-        return value.reshape(())
+            start = like.new_full(groups[:1], self.start)
+            value = pyro.param(site, start, constraint=constraints.positive)
+        return value.reshape(groups)
 
     def _sample(self, name: str, param: Tensor, scale: Tensor) -> Tensor:
         scale = scale / math.sqrt(fan_in(param.shape)) if self.scaling == "fan_in" else scale
