@@ -7,24 +7,21 @@ Three questions, in the order of the file; functions are of one input, networks 
 (b) The same under ``Normal(1)``, of which every layer multiplies the size by the root of the width.
 (c) Families of equal variance at one depth and width: do heavier tails of weights reach the functions?
 
-    python experiments/prior_predictive.py             # about two minutes; writes runs/experiments/prior_predictive/
-    python experiments/prior_predictive.py --quick     # seconds, and less precise: for a test
-
-Writes table.md, results.json, depth_width.png and families.png.
+    python experiments/prior_predictive.py             # about two minutes
+    python experiments/prior_predictive.py --quick     # seconds, and less precise
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import math
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import torch
+from frame import Study, experiment
 from matplotlib.figure import Figure
+from tables import Table
 from torch import Tensor, nn
 
 import bnn
@@ -46,12 +43,10 @@ class Config:
     family_depth: int = 2
     family_width: int = 20
     grid: int = 81  # inputs, evenly spaced on (-3, 3): a step of 0.075
+    seed: int = 0
 
-    out: Path = Path("runs/experiments/prior_predictive")
 
-    def quick(self) -> Config:
-        return replace(self, draws=100, depths=(1, 4), widths=(5, 20), grid=31)
-
+QUICK = Config(draws=100, depths=(1, 4), widths=(5, 20), grid=31)
 
 #: Weights of variance 1 / fan-in: Laplace's is 2 scale^2, Student's t's df / (df - 2) scale^2. The horseshoe has none,
 #: so that only its quantiles and crossings mean something.
@@ -76,7 +71,7 @@ def inputs(config: Config) -> Tensor:
 
 def believed(config: Config, net: nn.Module, prior: bnn.priors.Prior) -> bnn.Prediction:
     model = bnn.BNN(net, prior, bnn.likelihoods.Gaussian(1.0))
-    return model.prior_predictive(inputs(config), config.draws)
+    return model.prior_predictive(inputs(config), config.draws, seed=config.seed)
 
 
 def described(config: Config, prediction: bnn.Prediction) -> dict[str, float]:
@@ -93,46 +88,27 @@ def described(config: Config, prediction: bnn.Prediction) -> dict[str, float]:
     }
 
 
-def by_size(config: Config) -> list[dict[str, Any]]:
-    """(a) and (b): one row for each prior, depth and width."""
-    priors = {f'Normal("fan_in", gain={g:g})': bnn.priors.Normal("fan_in", gain=g) for g in config.gains}
-    found = []
-    for name, prior in [*priors.items(), ("Normal(1)", bnn.priors.Normal(1.0))]:
-        for depth in config.depths:
-            for width in config.widths:
-                numbers = described(config, believed(config, mlp(depth, width), prior))
-                found.append({"prior": name, "depth": depth, "width": width, **numbers})
-    return found
+def priors(config: Config) -> dict[str, bnn.priors.Prior]:
+    kept = {f'Normal("fan_in", gain={g:g})': bnn.priors.Normal("fan_in", gain=g) for g in config.gains}
+    return {**kept, "Normal(1)": bnn.priors.Normal(1.0)}
 
 
-def by_family(config: Config) -> list[dict[str, Any]]:
-    """(c): one row a family."""
+def by_size(config: Config, name: str, depth: int, width: int) -> dict[str, Any]:
+    """(a) and (b): one prior, depth and width."""
+    numbers = described(config, believed(config, mlp(depth, width), priors(config)[name]))
+    return {"prior": name, "depth": depth, "width": width, **numbers}
+
+
+def by_family(config: Config, name: str) -> dict[str, Any]:
+    """(c): one family."""
     net = mlp(config.family_depth, config.family_width)
-    return [{"prior": name, **described(config, believed(config, net, prior))} for name, prior in FAMILIES.items()]
+    return {"prior": name, **described(config, believed(config, net, FAMILIES[name]))}
 
 
-MEASURES = ("spread", "largest", "slope", "crossings", "kurtosis")
+MEASURES = {key: (key, ".3g") for key in ("spread", "largest", "slope", "crossings", "kurtosis")}
 
 
-def markdown(columns: list[str], rows: list[dict[str, Any]]) -> str:
-    lines = [[*columns, *MEASURES], ["---"] * (len(columns) + len(MEASURES))]
-    lines += [[*(str(row[c]) for c in columns), *(f"{row[m]:.3g}" for m in MEASURES)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def report(config: Config, results: dict[str, Any]) -> str:
-    parts = [
-        "# What a prior believes",
-        f"tanh networks with biases, {config.draws} draws, x in (-3, 3). Spread: standard deviation of f. Largest: "
-        "90 % of all |f| are below. Slope: root mean square of f'. Crossings: sign changes of f. Kurtosis: of f at "
-        "x = -1.5; 3 for a Gaussian.",
-        "## (a, b) Depth and width",
-        markdown(["prior", "depth", "width"], results["size"]),
-        f"## (c) Families, depth {config.family_depth}, width {config.family_width}",
-        markdown(["prior"], results["family"]),
-        "The horseshoe has no variance: its spread, slope and kurtosis are those of these draws alone.",
-    ]
-    return "\n\n".join(parts) + "\n"
+BANDS = "six functions, and where half and 90 % of all are"
 
 
 def draw_sizes(config: Config) -> Figure:
@@ -145,37 +121,53 @@ def draw_sizes(config: Config) -> Figure:
             prior_functions(believed(config, mlp(depth, width), prior), inputs(config), ax, num=6)
             ax.get_legend().remove()
             ax.set(title=f"depth {depth}, width {width}", xlabel="", ylabel="")
+    figure.suptitle(f'Normal("fan_in", gain={config.gains[-1]:g}): {BANDS}')
+    figure.supxlabel("x")
+    figure.supylabel("f")
     return figure
 
 
 def draw_families(config: Config) -> Figure:
-    figure = Figure(figsize=(2.6 * len(FAMILIES), 2.6), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(FAMILIES), 2.9), layout="constrained")
     net = mlp(config.family_depth, config.family_width)
     for ax, (name, prior) in zip(figure.subplots(1, len(FAMILIES)), FAMILIES.items(), strict=True):
         prior_functions(believed(config, net, prior), inputs(config), ax, num=6)
         ax.get_legend().remove()
         ax.set(title=name, xlabel="", ylabel="")
+    figure.suptitle(f"weights of equal variance: {BANDS}", fontsize=9)
+    figure.supxlabel("x")
+    figure.supylabel("f")
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds in the place of minutes, and less precise")
-    parser.add_argument("--out", type=Path, default=Config.out, help=f"folder of the results ({Config.out})")
-    options = parser.parse_args()
-    config = replace(Config(), out=options.out)
-    config = config.quick() if options.quick else config
-
-    results = {"size": by_size(config), "family": by_family(config)}
-    config.out.mkdir(parents=True, exist_ok=True)
-    text = report(config, results)
-    (config.out / "table.md").write_text(text, encoding="utf-8")
-    (config.out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    with matplotlib.rc_context({"font.size": 9}):
-        draw_sizes(config).savefig(config.out / "depth_width.png", dpi=110)
-        draw_families(config).savefig(config.out / "families.png", dpi=110)
-    print(text)
-    print(f"written to {config.out}: table.md, results.json, depth_width.png, families.png")
+@experiment(Config(), quick=QUICK)
+def main(study: Study[Config]) -> None:
+    config = study.config
+    sizes = [(name, depth, width) for name in priors(config) for depth in config.depths for width in config.widths]
+    results = {
+        "size": [
+            study.unit(f"size-{i}-depth-{size[1]}-width-{size[2]}", functools.partial(by_size, config, *size))
+            for i, size in enumerate(sizes)
+        ],
+        "family": [
+            study.unit(f"family-{i}", functools.partial(by_family, config, name)) for i, name in enumerate(FAMILIES)
+        ],
+    }
+    study.figure("depth_width", draw_sizes(config))
+    study.figure("families", draw_families(config))
+    size = {"prior": ("prior", ""), "depth": ("depth", ""), "width": ("width", ""), **MEASURES}
+    note = "The horseshoe has no variance: its spread, slope and kurtosis are those of these draws alone."
+    family = f"families at depth {config.family_depth} and width {config.family_width}"
+    text = (
+        f"tanh networks with biases, {config.draws} draws, x in (-3, 3). Spread: standard deviation of f. Largest: "
+        "90 % of all |f| are below. Slope: root mean square of f'. Crossings: sign changes of f. Kurtosis: of f at "
+        "x = -1.5; 3 for a Gaussian."
+    )
+    tables = [
+        Table("depth and width", size, results["size"]),
+        Table(family, {"prior": ("prior", ""), **MEASURES}, results["family"], note),
+    ]
+    study.finish(results, tables, text)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,35 @@ import pytest
 from bnn.priors import location_scale
 
 FOLDER = Path(__file__).parent.parent / "experiments"
+PUBLISHED = FOLDER.parent / "docs" / "experiments"
 
 
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def script(name: str, folder: Path = FOLDER):
+    """A script of the folder as a module; scripts import each other by name, as when they are run."""
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def run(name: str, out: Path, *arguments: str) -> dict:
+    """Run an experiment; its record, of which everything that all of them promise is checked."""
+    script(name).main.main([*arguments, "--out", str(out)], standalone_mode=False)
+    record = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+    assert set(record) == {"experiment", "command", "settings", "seconds", "versions", "machine", "results", "tables"}
+    assert record["command"].startswith(f"python experiments/{name}.py")
+    kinds = [path.suffix for path in out.iterdir() if path.is_file()]
+    assert {".json", ".md", ".csv", ".png"} == set(kinds)
+    assert all(path.stat().st_size > 10_000 for path in out.glob("*.png"))
+    return record["results"]
+
+
+def published(name: str) -> dict:
+    """The figures of the full run that the documentation shows."""
+    return json.loads((PUBLISHED / f"{name}.json").read_text(encoding="utf-8"))["results"]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +50,8 @@ def weight_decay():
 
 
 @pytest.fixture(scope="module")
-def results(weight_decay, tmp_path_factory):
-    out = tmp_path_factory.mktemp("weight_decay")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["weight_decay.py", "--quick", "--out", str(out)])
-        weight_decay.main()
-    assert {path.name for path in out.iterdir()} == {"table.md", "results.json", "adamw.png", "path.png"}
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+def results(tmp_path_factory):
+    return run("weight_decay", tmp_path_factory.mktemp("weight_decay"), "--quick")
 
 
 def stop(results, name: str) -> dict:
@@ -103,21 +119,15 @@ def test_mean_field_has_its_known_answer(results):
 
 
 @pytest.mark.slow
-def test_the_default_run_says_what_the_quick_one_says(weight_decay, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["weight_decay.py", "--out", str(tmp_path)])
-    weight_decay.main()
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+def test_the_default_run_says_what_the_quick_one_says(tmp_path):
+    results = run("weight_decay", tmp_path)
     assert results["follow"]["largest_difference"] < 1e-6
     assert results["follow"]["difference_of_fit"] < 1e-6
 
 
-def test_what_a_prior_believes_by_depth_and_width(tmp_path, monkeypatch):
+def test_what_a_prior_believes_by_depth_and_width(tmp_path):
     """Spread does not grow with width under a fan-in scale and does without it; depth flattens, or roughens."""
-    experiment = script("prior_predictive")
-    monkeypatch.setattr(sys, "argv", ["prior_predictive.py", "--quick", "--out", str(tmp_path)])
-    experiment.main()
-    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "results.json", "depth_width.png", "families.png"}
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    results = run("prior_predictive", tmp_path, "--quick")
     rows = {(row["prior"], row["depth"], row["width"]): row for row in results["size"]}
     kept, plain = 'Normal("fan_in", gain=1)', "Normal(1)"
     # Standard deviations of 100 draws have errors of 7 %; widths 5 and 20 differ by a factor of 2 in the root.

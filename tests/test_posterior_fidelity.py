@@ -1,11 +1,8 @@
 """The study of every method against NUTS runs whole, and its distances are distances."""
 
-import json
-import sys
-
 import pytest
 import torch
-from test_experiments import script
+from test_experiments import run, script
 
 import bnn
 from bnn.prediction import Prediction
@@ -36,11 +33,16 @@ def test_total_variation_is_that_of_two_gaussians(study) -> None:
     assert study.distance(gaussian(0.5, 1.0), gaussian(0.5, 1.0), config)["tv"] == pytest.approx(0.0, abs=1e-9)
 
 
+def checked(results: dict, methods: int) -> None:
+    rows = results["curve"]["rows"]
+    assert len(rows) == methods
+    assert all(0 <= row["tv"] <= 1 and row["seconds"] > 0 for row in rows)
+
+
+def test_the_quick_study_runs(tmp_path) -> None:
+    checked(run("posterior_fidelity", tmp_path, "--quick"), methods=6)
+
+
 @pytest.mark.slow
-def test_the_whole_study_runs(study, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["posterior_fidelity.py", "--quick", "--sets", "curve", "--out", str(tmp_path)])
-    study.main()
-    rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["curve"]["rows"]
-    assert len(rows) == 16
-    assert all(0 <= row["tv"] <= 1 and row["seconds"] > 0 for row in rows.values())
-    assert (tmp_path / "curve.png").stat().st_size > 10_000
+def test_the_whole_study_runs(tmp_path) -> None:
+    checked(run("posterior_fidelity", tmp_path, "--quick", "--skip", ""), methods=16)
