@@ -25,7 +25,7 @@ from torch import nn
 import bnn
 from bnn.data import as_source
 from bnn.inference.base import Run
-from bnn.inference.loop import _Fit
+from bnn.inference.loop import Training
 
 EPOCHS = 500  # of the fit whose total is reported; what `bnn.MAP` has by default
 ROUND = 10  # epochs in a round
@@ -37,7 +37,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return x, x.sum(1, keepdim=True).sin() + 0.1 * torch.randn(500, 1)
 
 
-def fit_of(method: Any, backend: str) -> tuple[_Fit, float]:
+def fit_of(method: Any, backend: str) -> tuple[Training, float]:
     """A fit that is ready for its first step, and the seconds that this took."""
     started = time.perf_counter()
     x, y = data()
@@ -46,13 +46,13 @@ def fit_of(method: Any, backend: str) -> tuple[_Fit, float]:
     of, build = (method.of, method._objective) if isinstance(method, bnn.Ensemble) else (method, method.objective)
     source = as_source((x, y), model.likelihood, model.like, of.batch_size)
     objective = build(model, source.n, backend)
-    fit = _Fit(of, objective, source, None, Run(seed=0, progress=False))
+    fit = Training(of, objective, source, None, Run(seed=0, progress=False), started)
     if set(objective.backends) != {backend}:
         raise RuntimeError(f"asked for {backend}, ran {objective.backends}")
     return fit, time.perf_counter() - started
 
 
-def seconds(fit: _Fit, epochs: int) -> float:
+def seconds(fit: Training, epochs: int) -> float:
     started = time.perf_counter()
     for _ in range(epochs):
         fit._epoch()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import bnn
 from bnn.data import as_source
 from bnn.inference.base import GradientMethod, Run
-from bnn.inference.loop import _Fit
+from bnn.inference.loop import Training
 
 BATCH, STEPS = 128, 20
 
@@ -62,7 +62,7 @@ def ours(method: GradientMethod, backend: Any, x: Tensor, y: Tensor) -> Contende
     model = bnn.BNN(net(), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
     source = as_source((x, y), model.likelihood, model.like, BATCH)
     objective = method.objective(model, source.n, backend)
-    fit = _Fit(method, objective, source, None, Run(seed=0, progress=False))
+    fit = Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
 
     def run() -> None:
         fit._epoch()

@@ -31,7 +31,7 @@ import bnn
 from bnn.capture import compiled, record
 from bnn.data import as_source
 from bnn.inference.base import Run
-from bnn.inference.loop import _Fit
+from bnn.inference.loop import Training
 
 NOISE = 0.5**0.5  # with it, the Gaussian negative log-likelihood per datum is the squared error, up to a constant
 
@@ -152,7 +152,7 @@ def mean_field(backend: str) -> Callable[[Work, Tensor, Tensor], Contender]:
         method = bnn.MeanField(lr=1e-3, batch_size=work.batch)
         source = as_source((x, y), model.likelihood, model.like, work.batch)
         objective = method.objective(model, source.n, backend)  # type: ignore[arg-type]
-        fit = _Fit(method, objective, source, None, Run(seed=0, progress=False))
+        fit = Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
 
         def run() -> None:
             fit._epoch()

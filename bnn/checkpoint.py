@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from bnn.writing import flush, write_file
 SCHEMA = 1
 #: What of an identity may differ, and is told in a note: versions, threads, where the network's weights started.
 SURROUNDINGS = "surroundings"
+#: What of an identity names the part of the fit, as its folder does.
+_PART = "part"
 _LAST, _BEFORE, _NEXT = "state.safetensors", "state.before.safetensors", "state.next.safetensors"
+_DIGEST = re.compile("[0-9a-f]{64}")
 #: Seconds after which what a killed write has left is taken away.
 _STALE = 60.0
 
@@ -89,7 +93,23 @@ class Saver:
             identity: What the part is, besides being one of this fit.
         """
         place = Checkpoint(self.folder, self.checkpoint.seconds, self.checkpoint.steps)
-        return Saver(place, {**self.identity, **(identity or {})}, name)
+        whose = {**self.identity, **(identity or {})}
+        return Saver(place, whose | {_PART: [*whose.get(_PART, []), name]} if name else whose, name)
+
+    def check(self) -> None:
+        """See whether the states here, and those of the fit's parts, are this fit's, before any work is done.
+
+        Raises:
+            ValueError: They are of another fit (and what differs), or of a newer version.
+        """
+        for depth in ("", "*/", "*/*/"):
+            for path in sorted(self.folder.glob(f"{depth}{_LAST}")):
+                try:
+                    theirs = _read(path)[0]["identity"]
+                except _Damaged:  # `read` takes the one before it
+                    continue
+                if theirs.get(_PART, []) == list(path.parent.relative_to(self.folder).parts):
+                    self._check(path, {key: value for key, value in theirs.items() if key in self.identity})
 
     def due(self, steps: int = 1) -> bool:
         """Whether it is time for a state, `steps` steps after the last question."""
@@ -174,58 +194,6 @@ class Saver:
                 path.unlink(missing_ok=True)
 
 
-def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Nested dicts, lists and tuples of tensors and numbers as JSON; see `unpack`.
-
-    Args:
-        value: What to keep, such as an optimiser's ``state_dict()``.
-        tensors: Takes the tensors in.
-        name: Under which, and what the value is called in messages.
-
-    Raises:
-        TypeError: There is something else among it: where, and of which type.
-    """
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, float):  # numpy's
-        return float(value)
-    if isinstance(value, Tensor):
-        while name in tensors:
-            name += "'"
-        tensors[name] = value.detach()
-        return {"tensor": [name, value.device.type != "cpu"]}
-    if isinstance(value, Mapping):
-        odd = [key for key in value if not (key is None or type(key) in (bool, int, float, str))]
-        if not odd:
-            return {"dict": [[key, pack(part, tensors, f"{name}/{key}")] for key, part in value.items()]}
-    if type(value) in (list, tuple):
-        parts = [pack(part, tensors, f"{name}/{i}") for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else {"tuple": parts}
-    raise TypeError(
-        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be kept in a file that is read "
-        "without executing anything: leave checkpoint= out, or take another optimiser, schedule or loader"
-    )
-
-
-def unpack(packed: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """What was packed; mappings come back as dicts, and tensors of a device on this one.
-
-    Raises:
-        KeyError: A tensor is not there.
-    """
-    if isinstance(packed, list):
-        return [unpack(part, tensors, device) for part in packed]
-    if not isinstance(packed, dict):
-        return packed
-    ((kind, content),) = packed.items()
-    if kind == "tensor":
-        name, elsewhere = content
-        return tensors[name].to(device) if elsewhere else tensors[name]
-    if kind == "tuple":
-        return tuple(unpack(part, tensors, device) for part in content)
-    return {key: unpack(part, tensors, device) for key, part in content}
-
-
 class _Damaged(Exception):
     """A state that cannot be read, and why."""
 
@@ -276,4 +244,6 @@ def _difference(key: str, theirs: Any, ours: Any) -> str:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         inner = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         return "; ".join(_difference(f"{key}.{name}", theirs.get(name), ours.get(name)) for name in inner)
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (theirs, ours)):
+        return f"{key} had other numbers"
     return f"{key} was {theirs!r}, is {ours!r}"

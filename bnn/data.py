@@ -236,7 +236,11 @@ class LoaderSource(Source):
 
     def identity(self) -> dict[str, Any]:
         """The number of rows: a loader is not read for this."""
-        return {"rows": self.n, "loader": type(self.loader).__name__}
+        found = {"rows": self.n, "loader": type(self.loader).__name__}
+        if isinstance(self.loader, DataLoader):  # of others only they know what their batches depend on
+            found |= {"batch_size": self.loader.batch_size, "drop_last": self.loader.drop_last}
+            found |= {"sampler": type(self.loader.sampler).__name__}
+        return found
 
     def place(self, members: int | None) -> Place:
         """What the loader can do; one that is read several times at once can keep no place."""
@@ -321,7 +325,7 @@ def as_source(
             a loader whose number of rows is not known.
         TypeError: Something that is no data.
     """
-    from bnn.streams import Stream, as_stream
+    from bnn.streams import Stream, StreamSource, as_stream
 
     if isinstance(data, TensorDataset):
         *x, y = data.tensors
@@ -334,7 +338,7 @@ def as_source(
     if isinstance(data, Stream):
         if n_data not in (None, data.n):
             raise ValueError(f"n_data is {n_data}, but the stream has {data.n} rows")
-        return data.source(likelihood, like, batch_size)
+        return StreamSource(data, likelihood, like, batch_size)
     if isinstance(data, tuple | list) and len(data) == 2 and not batches:
         whole = as_batch(data[0], data[1], likelihood, like, weight)
         if n_data not in (None, len(whole.y)):

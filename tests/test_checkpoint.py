@@ -263,6 +263,7 @@ def test_ctrl_c_keeps_the_posterior_so_far_and_the_next_call_goes_on(tmp_path: P
         stopped = case.fit(place)
     assert stopped.history.interrupted
     assert len(stopped.history.loss) == 4
+    assert stopped.history.notes[-1] == "interrupted after step 4; the next call goes on from step 4"
     posterior = case.fit(place)
     assert not posterior.history.interrupted
     assert "went on from step 4" in posterior.history.notes

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interruptions import Broken, broken_at, digest
@@ -17,8 +21,12 @@ from test_checkpoint import CASES, MAP, Case, X, Y, mlp, model
 from torch import Tensor, nn
 
 import bnn
-from bnn.checkpoint import SURROUNDINGS, Saver, pack, unpack
-from bnn.inference.identity import described
+from bnn import locks
+from bnn.checkpoint import SURROUNDINGS, Saver
+from bnn.data import as_source
+from bnn.inference.identity import _constant, _module, described
+from bnn.locks import held
+from bnn.packed import pack, unpack
 
 CASE = CASES["mean_field"]
 
@@ -107,7 +115,7 @@ OTHERS: dict[str, tuple[Case, str]] = {
     "method": (Case(MAP()), "method.class was 'bnn.inference.mean_field.MeanField', is 'bnn.inference.map.MAP'"),
     "seed": (dataclasses.replace(CASE, options=lambda: {"seed": 4}), "seed was 3, is 4"),
     "rows": (dataclasses.replace(CASE, data=lambda: (X[1:], Y[1:])), "data.rows was 20, is 19"),
-    "numbers": (dataclasses.replace(CASE, data=lambda: (X, Y + 1)), "data.arrays was"),
+    "numbers": (dataclasses.replace(CASE, data=lambda: (X, Y + 1)), "data.arrays had other numbers"),
     "weight": (
         dataclasses.replace(CASE, options=lambda: {"weight": torch.ones(20)}),
         "data.weighted was False, is True",
@@ -141,6 +149,73 @@ def test_another_fit_is_refused_with_what_differs(name: str, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=rf"is how far another fit has come: .*{told}"):
         case.fit(place)
     assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_another_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the loss is captured; of a method in parts too, whose states are in a folder below."""
+    case = CASES["laplace"]
+    with broken_at(3), pytest.raises(Broken):
+        case.fit(bnn.Checkpoint(tmp_path, steps=1))
+    assert [path.parent.name for path in tmp_path.rglob("state.safetensors")] == ["mode"]
+    monkeypatch.setattr("bnn.inference.fit_on", None)
+    with pytest.raises(ValueError, match="seed was 3, is 4"):
+        dataclasses.replace(case, options=lambda: {"seed": 4}).fit(bnn.Checkpoint(tmp_path))
+
+
+def test_fits_in_folders_below_are_their_own(tmp_path: Path) -> None:
+    whole = CASE.fit()
+    with broken_at(3), pytest.raises(Broken):
+        Case(MAP()).fit(bnn.Checkpoint(tmp_path / "mode", steps=1))
+    assert digest(CASE.fit(bnn.Checkpoint(tmp_path))) == digest(whole)
+
+
+# Two fits at once -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_one_fit_s_at_a_time(tmp_path: Path) -> None:
+    """Of this process, of another, and free after `kill -9` even if a child of the dead one lives on."""
+    ready, waits = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        with held(tmp_path):
+            if not os.fork():  # as a worker of a DataLoader
+                os.close(ready[1])
+                os.close(waits[1])
+                os.read(waits[0], 1)
+                os._exit(0)
+            os.write(ready[1], b"1")
+            time.sleep(60)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        with pytest.raises(ValueError, match=rf"is in use by process {child} on .*: wait for it"):
+            CASE.fit(bnn.Checkpoint(tmp_path))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with held(tmp_path), pytest.raises(ValueError, match="in use by another fit of this process"):
+            CASE.fit(bnn.Checkpoint(tmp_path))
+        assert digest(CASE.fit(bnn.Checkpoint(tmp_path))) == digest(CASE.fit())
+    finally:
+        for handle in (*ready, *waits):
+            os.close(handle)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_a_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", without)
+    with pytest.warns(UserWarning, match="on a disk without locks"), held(tmp_path):
+        pass
+
+
+def test_control_without_the_lock(patch_line: Any, tmp_path: Path) -> None:
+    patch_line(locks, "_lock", "fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)", "None")
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test_a_folder_is_one_fit_s_at_a_time(tmp_path)
 
 
 def test_what_is_told_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +274,16 @@ def test_what_is_packed_comes_back() -> None:
     assert repr(again) == repr(value)
 
 
+class Plain:
+    """A setting that says nothing of itself, and is a part of itself."""
+
+    def __init__(self, rate: float):
+        self.rate, self.own = rate, [self]
+
+    def times(self, steps: int) -> float:
+        return self.rate * steps
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -206,12 +291,52 @@ def test_what_is_packed_comes_back() -> None:
         (functools.partial(torch.optim.SGD, momentum=0.9), functools.partial(torch.optim.SGD, momentum=0.8)),
         (torch.ones(3), torch.ones(4)),
         (nn.Linear(1, 1), nn.Linear(1, 1)),
+        (np.arange(2000.0), np.arange(2000.0) * (np.arange(2000) != 1000)),
+        (Plain(1), Plain(2)),
+        (Plain(1).times, Plain(2).times),
+        (lambda rate, *, by=1: rate, lambda rate, *, by=2: rate),
     ],
 )
 def test_settings_are_told_apart(one: Any, other: Any) -> None:
     assert described(one) != described(other)
     assert described(one) == described(one)
     assert "0x" not in repr(described(one))
+
+
+def test_sets_are_told_in_one_order() -> None:
+    """That of their tables is another one in every process where they are of texts; here, where numbers collide."""
+    one, other = {0, 8}, {8, 0}
+    assert repr(one) != repr(other)
+    assert described(one) == described(other)
+    assert _constant(frozenset([0, 8])) == _constant(frozenset([8, 0]))
+
+
+def test_networks_of_one_s_own_are_told_apart_by_what_they_do() -> None:
+    one, other = (type("Net", (nn.Linear,), {"forward": forward})(3, 1) for forward in (_once, _twice))
+    assert _module(one) != _module(other)
+    assert _module(one) == _module(type(one)(3, 1))
+    assert "forward" not in _module(nn.Linear(3, 1))
+
+
+def _once(net: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x, net.weight)
+
+
+def _twice(net: nn.Linear, x: Tensor) -> Tensor:
+    return 2 * nn.functional.linear(x, net.weight)
+
+
+def test_loaders_of_other_batches_are_told_apart() -> None:
+    rows = torch.utils.data.TensorDataset(X, Y)
+    loaders = [
+        torch.utils.data.DataLoader(rows, batch_size=8),
+        torch.utils.data.DataLoader(rows, batch_size=4),
+        torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True),
+        torch.utils.data.DataLoader(rows, batch_size=8, drop_last=True),
+    ]
+    own = model()
+    found = [as_source(loader, own.likelihood, own.like, None).identity() for loader in loaders]
+    assert all(found[i] != found[j] for i in range(4) for j in range(i))
 
 
 def test_what_killed_writes_have_left_is_taken_away(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_a_few_kills(killer: Killer, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mean_field", "ensemble"])
 def test_20_kills(killer: Killer, name: str, tmp_path: Path) -> None:
     found = killer.torture(f"test_kill:{name}", tmp_path, kills=20, seed=1)
+    print(name, found)
     assert found["inside"], "no kill came inside a write: the moments prove less than they should"
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from bnn.capture import Backend
 from bnn.checkpoint import Checkpoint, Saver
 from bnn.data import Data
-from bnn.distributed import world
+from bnn.distributed import World, world
 from bnn.inference.auto import Auto
 from bnn.inference.base import GradientMethod, Method, Run
 from bnn.inference.dropout import MCDropout
@@ -43,6 +44,7 @@ from bnn.inference.svgd import SVGD
 from bnn.inference.swag import SWAG
 from bnn.inference.variational import Variational
 from bnn.inference.vbll import VBLL
+from bnn.locks import held
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.precision import autocast_for_network, check_precision, network_dtype
@@ -181,7 +183,9 @@ def fit(
     )
     if store is not None and not method.makes_chains:
         raise ValueError(f"store= is for the draws of MCMC; {type(method).__name__} makes no chains: leave it out")
-    with pyro.get_param_store().scope(), autocast_for_network(model.like.device):
+    with ExitStack() as around:
+        around.enter_context(pyro.get_param_store().scope())
+        around.enter_context(autocast_for_network(model.like.device))
         if model.readings is not None:
             model, data, run = read_data(model, data, run)
         if checkpoint is not None:
@@ -189,6 +193,8 @@ def fit(
                 raise ValueError("a fit that goes on has to draw the same numbers again: give it a seed, seed=0")
             place = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
             run = replace(run, checkpoint=Saver(place, identity_of(method, model, data, run)))
+            with ranks.together("the checkpoint"):
+                around.enter_context(_kept(run.checkpoint, ranks))
         _log.info("fitting %r by %s, seed %d", model, type(method).__name__, run.seed)
         posterior = fit_on(ranks, method, model, data, run)
         if network_dtype() is not None:
@@ -200,6 +206,15 @@ def fit(
     for note in history.notes:
         _log.info("%s", note)
     return posterior
+
+
+@contextmanager
+def _kept(saver: Saver | None, ranks: World) -> Iterator[None]:
+    """Keep a checkpoint to this fit, whose it is; rank 0 does that for all."""
+    assert saver is not None
+    with held(saver.folder) if ranks.rank == 0 else nullcontext():
+        saver.check()
+        yield
 
 
 def _says_nothing(progress: Progress) -> None:

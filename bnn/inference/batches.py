@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from bnn.data import Batch, Source
+from bnn.data import Batch, Source, as_source
 from bnn.inference.objective import Objective
 from bnn.inputs import row_shapes
+from bnn.model import BNN
 from bnn.random import isolated
 
 
 def epoch_batches(objective: Objective, source: Source) -> Iterator[Batch]:
     """One epoch, with rows of its own for every member, if there are members."""
     return source.batches() if objective.members is None else source.member_batches(objective.members)
+
+
+def take(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The next few batches, such as those of one step."""
+    for _, batch in zip(range(count), batches, strict=False):
+        yield batch
+
+
+def held_out(validation: Any, model: BNN) -> Batch | None:
+    """The rows of ``fit(validation=...)`` in one batch, if there are any.
+
+    Raises:
+        TypeError: They are given by a loader.
+    """
+    if validation is None:
+        return None
+    source = as_source(validation, model.likelihood, model.like, None)
+    batches = list(source.batches())
+    if len(batches) != 1:
+        raise TypeError("validation is (x, y): arrays, or a Dataset that fits in memory")
+    return batches[0]
 
 
 def first_batch(objective: Objective, source: Source) -> Batch:

@@ -77,6 +77,7 @@ class ChainLoop:
             if not int(self.store.counts[0]):
                 raise  # in the warm-up there is nothing to keep
             self.interrupted = True
+            self.keeper.interrupted()
         self._look()
         if not int(self.store.counts[0]):
             raise ValueError("a callback stopped the run before its first draw: there is no posterior")

@@ -5,14 +5,17 @@ Nothing here depends on the process: functions are told by name and code, tensor
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -64,26 +67,41 @@ def identity_of(method: Method, model: BNN, data: Data, run: Run) -> dict[str, A
     }
 
 
-def described(value: Any) -> Any:
-    """A setting, a prior, a function as JSON that is the same in every process."""
+def described(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """A setting, a prior, a function as JSON that is the same in every process.
+
+    Args:
+        value: Any.
+        within: Ids of what it is a part of; what is a part of itself is told once.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in within:
+        return "itself"
+    within = (*within, id(value))
     if isinstance(value, Mapping):
-        return {str(key): described(part) for key, part in value.items()}
+        return {str(key): described(part, within) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [described(part) for part in value]
+        return [described(part, within) for part in value]
+    if isinstance(value, set | frozenset):  # in an order of their own in every process
+        return {"set": sorted((described(part, within) for part in value), key=repr)}
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} {digest({'': value})[:16]}"
+    if isinstance(value, np.ndarray):
+        return f"array {value.shape} {value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, functools.partial):
-        return {"partial": described(value.func), "args": described(value.args), "given": described(value.keywords)}
+        parts = {"partial": value.func, "args": value.args, "given": value.keywords}
+        return {name: described(part, within) for name, part in parts.items()}
     if isinstance(value, FunctionType):
-        return _function(value)
-    return _object(value)
+        return _function(value, within)
+    if isinstance(value, MethodType):
+        return {"method": described(value.__func__, within), "of": described(value.__self__, within)}
+    return _object(value, within)
 
 
-def _object(value: Any) -> Any:
+def _object(value: Any, within: tuple[int, ...]) -> Any:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, Posterior):
         parts = {"approximation": value.approximation.tensors(), "points": value.points, "state": value.state}
@@ -91,8 +109,11 @@ def _object(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return {"class": name, "state": digest(value.state_dict())}
     if is_dataclass(value):
-        return {"class": name, **{f.name: described(getattr(value, f.name)) for f in fields(value)}}
-    tensors = {str(i): t for i, t in enumerate(_tensors(getattr(value, "__dict__", {}).values()))}
+        return {"class": name, **{f.name: described(getattr(value, f.name), within) for f in fields(value)}}
+    own, shown = getattr(value, "__dict__", {}), getattr(type(value), "__repr__", None)
+    if shown is object.__repr__:  # which tells nothing but an address
+        return {"class": name, **{key: described(part, within) for key, part in own.items()}}
+    tensors = {str(i): t for i, t in enumerate(_tensors(own.values()))}
     return {"class": name, "repr": _ADDRESS.sub("", repr(value)), **({"tensors": digest(tensors)} if tensors else {})}
 
 
@@ -100,25 +121,45 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(list(values)) if isinstance(leaf, Tensor)]
 
 
-def _function(value: FunctionType) -> dict[str, Any]:
-    closed = [cell.cell_contents for cell in value.__closure__ or ()]
+def _function(value: FunctionType, within: tuple[int, ...]) -> dict[str, Any]:
+    closed = {}
+    for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # one that is empty
+            closed[name] = cell.cell_contents
     return {
         "function": f"{value.__module__}.{value.__qualname__}",
-        "code": hashlib.sha256(_code(value.__code__).encode()).hexdigest()[:16],
-        "defaults": described(value.__defaults__),
-        "closure": described(closed),
+        "code": _code_digest(value),
+        "defaults": described([value.__defaults__, value.__kwdefaults__], within),
+        "closure": described(closed, within),
     }
 
 
+def _code_digest(value: FunctionType) -> str:
+    found = hashlib.sha256(_code(value.__code__).encode()).hexdigest()[:16]
+    return f"{found} of Python {sys.version_info.major}.{sys.version_info.minor}"
+
+
 def _code(code: CodeType) -> str:
-    """What a function does, in a text that no address is in."""
-    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
+    """What a function does, in a text that neither an address nor the order of a set is in."""
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {[_constant(c) for c in code.co_consts]}"
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, frozenset):
+        return f"set {sorted(map(_constant, value))}"
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)
 
 
 def _module(module: nn.Module) -> str:
+    """Its class, numbers and mode; of a class of one's own, what it does."""
+    forward: object = type(module).forward
+    code = ""
+    if isinstance(forward, FunctionType) and forward.__module__.split(".")[0] not in ("torch", "bnn"):
+        code = f", forward {_code_digest(forward)}"
     mode = "" if module.training else ", in evaluation mode"
-    return f"{type(module).__qualname__}({_ADDRESS.sub('', module.extra_repr())}){mode}"
+    return f"{type(module).__qualname__}({_ADDRESS.sub('', module.extra_repr())}){mode}{code}"
 
 
 def _rows(model: BNN, data: Data, **options: Any) -> dict[str, Any]:

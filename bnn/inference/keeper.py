@@ -169,6 +169,13 @@ class Keeper:
         """Have the reader of the history know."""
         self._told.append(text)
 
+    def interrupted(self) -> None:
+        """Note from where the next call will go on after Ctrl-C."""
+        if self._saver is not None:
+            known = self._numbers["loop"] is not None
+            place = f"a state of {sum(self._numbers['draws'])} draws" if known else "the beginning: there is no state"
+            self.note(f"interrupted; the next call goes on from {place}")
+
     def _notes(self) -> list[str]:
         return [*self._before["notes"], *self._told]
 

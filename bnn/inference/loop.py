@@ -18,11 +18,11 @@ from bnn.data import Batch, Data, Source, as_source, numbered
 from bnn.distributed import world
 from bnn.history import History
 from bnn.inference.base import GradientMethod, Run
-from bnn.inference.batches import batch_sizes, epoch_batches, first_batch, prepare
+from bnn.inference.batches import batch_sizes, epoch_batches, first_batch, held_out, prepare, take
 from bnn.inference.bound import elbo, is_bound
 from bnn.inference.natural import NaturalOptimizer
 from bnn.inference.objective import Objective
-from bnn.inference.optimizers import make
+from bnn.inference.optimizers import clip, make
 from bnn.inference.ranks import add_up, begin, own_gradients
 from bnn.inference.states import Position, States
 from bnn.model import BNN
@@ -75,7 +75,7 @@ def optimise(
     started = time.perf_counter()
     source = as_source(data, model.likelihood, model.like, method.batch_size, n_data=run.n_data, weight=run.weight)
     with isolated(other_seed(run.seed, "fit"), model.like.device):
-        validation = _validation(run.validation, model)
+        validation = held_out(run.validation, model)
         objective = build(model, source.n, run.compile)
         if any(part.needs_rows for part in (objective, *objective.parts)):
             source = numbered(source)
@@ -159,24 +159,24 @@ class Training:
         epochs = self.method.epochs
         if self.at.finished:
             self._record(self.at.epoch)
-        with tqdm(
-            total=epochs, initial=self.at.epoch - 1, disable=not self.run.progress, unit="epoch", leave=False
-        ) as bar:
+        done = self.at.epoch if self.at.finished else self.at.epoch - 1
+        hidden = not self.run.progress
+        with tqdm(total=epochs, initial=done, disable=hidden, unit="epoch", leave=False) as bar:
             while not self.at.finished:
-                epoch = self.at.epoch
                 try:
                     self._epoch()
+                    progress = self._record(self.at.epoch, self.at.steps)
+                    shown = {name: f"{getattr(progress, name):.4g}" for name in ("loss", "nll", "kl")}
+                    bar.set_postfix(OrderedDict(shown), refresh=False)
+                    bar.update()
+                    self._end_epoch(progress)
                 except KeyboardInterrupt:
                     if self.ranks.size > 1:
                         raise  # the others wait in the middle of a step
                     self.history.interrupted = True
-                    self._record(epoch - 1)
+                    self._record(self.at.epoch if self.at.finished else self.at.epoch - 1)
+                    self.states.interrupted()
                     return
-                progress = self._record(epoch, self.at.steps)
-                shown = {name: f"{getattr(progress, name):.4g}" for name in ("loss", "nll", "kl")}
-                bar.set_postfix(OrderedDict(shown), refresh=False)
-                bar.update()
-                self._end_epoch(progress)
 
     def _end_epoch(self, progress: Progress) -> None:
         """Go on to the next epoch, or end the fit."""
@@ -192,7 +192,7 @@ class Training:
 
     def _epoch(self) -> None:
         batches = self.states.batches(epoch_batches(self.objective, self.source))
-        while group := list(_take(batches, self.method.accumulate)):
+        while group := list(take(batches, self.method.accumulate)):
             self._step(group)
             self.at.steps += 1
             self.at.batches += len(group)
@@ -205,10 +205,10 @@ class Training:
             if len(results) > 1:
                 stats = torch.stack([s for _, s in results]).mean(0)
             for i, param in enumerate(self.params):
-                param.grad = results[0][0][i] if len(results) == 1 else _mean([g[i] for g, _ in results])
+                param.grad = results[0][0][i] if len(results) == 1 else torch.stack([g[i] for g, _ in results]).mean(0)
             stats = add_up(self.ranks, self.objective, [p.grad for p in self.params], stats, group)
             if self.method.clip_norm is not None:
-                _clip(self.params, self.method.clip_norm, self.objective.members)
+                clip(self.params, self.method.clip_norm, self.objective.members)
             if not seen:
                 seen.append(stats)
             # Of several members the sum, of which these are the gradients: a search along a line compares the two.
@@ -281,33 +281,3 @@ class Training:
 
     def _named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, [value.detach() for value in values], strict=True))
-
-
-def _validation(validation: Any, model: BNN) -> Batch | None:
-    if validation is None:
-        return None
-    source = as_source(validation, model.likelihood, model.like, None)
-    batches = list(source.batches())
-    if len(batches) != 1:
-        raise TypeError("validation is (x, y): arrays, or a Dataset that fits in memory")
-    return batches[0]
-
-
-def _take(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    for _, batch in zip(range(count), batches, strict=False):
-        yield batch
-
-
-def _clip(params: list[Any], largest: float, members: int | None) -> None:
-    """Limit the norm of the gradient, of each member by itself."""
-    if members is None:
-        torch.nn.utils.clip_grad_norm_(params, largest)
-        return
-    norms = torch.cat([p.grad.flatten(1) for p in params], dim=1).norm(dim=1)
-    factor = (largest / (norms + 1e-6)).clamp(max=1.0)  # as torch does for one
-    for p in params:
-        p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
-
-
-def _mean(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).mean(0)

@@ -33,3 +33,20 @@ def restore(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
     for index, values in kept.get("state", {}).items():
         if isinstance(index, int):
             optimizer.state[params[index]] = values
+
+
+def clip(params: list[Any], largest: float, members: int | None) -> None:
+    """Limit the norm of the gradient, of each member by itself.
+
+    Args:
+        params: With their gradients, which are altered.
+        largest: Norm.
+        members: How many of them lie along the first dimension; None: one without such a dimension.
+    """
+    if members is None:
+        torch.nn.utils.clip_grad_norm_(params, largest)
+        return
+    norms = torch.cat([p.grad.flatten(1) for p in params], dim=1).norm(dim=1)
+    factor = (largest / (norms + 1e-6)).clamp(max=1.0)  # as torch does for one
+    for p in params:
+        p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnn.checkpoint import Saver, pack, unpack
+from bnn.checkpoint import Saver
 from bnn.data import Batch, Place
 from bnn.inference.objective import Objective
 from bnn.inference.optimizers import restore
+from bnn.packed import pack, unpack
 from bnn.random import generator_state, other_seed, seed_generators, set_generator_state
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class States:
         self._place: Place = training.source.place(training.objective.members)
         self._ranks = training.ranks
         self._tried = False
+        #: Steps in the last state; None: there is none.
+        self._written: int | None = None
         #: What the reader of the history is to know.
         self.notes: list[str] = []
         #: A loader's own place in the epoch that is to be gone on with.
@@ -107,6 +110,13 @@ class States:
         kept["ranks"] = self._ranks.gather(self._own()) if self._ranks.size > 1 else None
         if self._ranks.rank == 0:
             self.saver.write(tensors, {"fit": pack(kept, tensors, "the fit")})
+        self._written = len(self.training.stats)
+
+    def interrupted(self) -> None:
+        """Note from where the next call will go on after Ctrl-C."""
+        if self.saver is not None:
+            place = "from the beginning: there is no state yet" if not self._written else f"from step {self._written}"
+            self.notes.append(f"interrupted after step {len(self.training.stats)}; the next call goes on {place}")
 
     def go_on(self) -> None:
         """Put the last state back, if there is one.
@@ -121,6 +131,7 @@ class States:
         self.notes = [*kept["notes"], *state.notes]
         self._put_back(kept)
         at, steps = self.training.at, len(self.training.stats)
+        self._written = steps
         done = "found finished, after" if at.finished else "went on from"
         self.notes.append(f"{done} step {steps}")
         if self._place == "start" and not at.finished:

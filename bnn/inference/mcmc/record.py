@@ -94,6 +94,8 @@ class Record:
         count = max(0, done - method.warmup) // method.keep_every
         if not count:
             raise KeyboardInterrupt("stopped during the warm-up: there is no draw yet")
+        if self.interrupted:
+            self.keeper.interrupted()
         kept = self.keeper.store.statistics[:, :, :count].clone()
         history = self.keeper.history(backends, self.target.notes)
         history.interrupted = self.interrupted
