@@ -24,7 +24,7 @@ from bnn.estimators.choice import chosen
 from bnn.estimators.columns import Column, read_columns
 from bnn.estimators.encoding import Encoder, fit_encoder
 from bnn.estimators.outputs import flat
-from bnn.estimators.sampled import model_to_sample, start_at_modes
+from bnn.estimators.sampled import backend_for, model_to_sample, start_at_modes
 from bnn.inference import fit as infer
 from bnn.inference.base import Run
 from bnn.likelihoods import Likelihood
@@ -207,8 +207,8 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         training["patience"] = self.patience if self.early_stopping else None
         given = {name: value for name, value in training.items() if value is not None}
         own = self.prior is None and self.likelihood is None
-        going_on = stream or not first
-        found = chosen(self.method, model, len(y), run, given, own=own, stream=going_on, resizable=self.resizable)
+        going_on, resizable = stream or not first, self.resizable and self.standardise
+        found = chosen(self.method, model, len(y), run, given, own=own, stream=going_on, resizable=resizable)
         fit = functools.partial(
             infer,
             data=(x, y),
@@ -223,6 +223,7 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         if found.sampled:
             simple, model = model, model_to_sample(self._new_network(2))
             method = start_at_modes(found.method, fit, simple, model, self._seed)
+            fit = functools.partial(fit, compile=backend_for(self.compile, model))
         self.posterior_ = fit(model, method=method, checkpoint=checkpoint)
         if found.why is not None:
             self.posterior_.settings["auto"] = f"{type(method).__name__}: {found.why}"

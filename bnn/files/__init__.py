@@ -15,6 +15,7 @@ from bnn.files.strict import parse_json, read_json, read_tensors
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.values import in_a_line
+from bnn.writing import set_aside
 
 __all__ = [
     "DAMAGE",
@@ -70,7 +71,8 @@ def load(path: str | Path, model: Any = None, *, method: Any = None) -> Any:
     path = Path(path)
     _check_method(method)
     if not any(os.path.lexists(path / name) for name in (MANIFEST, JSON, TENSORS)):
-        raise FileNotFoundError(f"there is no posterior in {path}: it needs {JSON} and {TENSORS}")
+        aside = "".join(f"; what was there is in {old}, where a save over it was killed" for old in set_aside(path))
+        raise FileNotFoundError(f"there is no posterior in {path}: it needs {JSON} and {TENSORS}{aside}")
     known = read_manifest(path)
     if known is not None:
         known.check(path)

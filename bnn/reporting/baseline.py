@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bnn.analysis import Estimate, scores
@@ -68,9 +69,6 @@ def _frequencies(subject: Subject, here: Tensor) -> tuple[str, str, Prediction]:
 
 
 def _ridge(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | str:
-    from sklearn.linear_model import RidgeCV
-    from sklearn.preprocessing import StandardScaler
-
     x, new = flat_features(subject.train.x), flat_features(subject.known.x)
     if x is None or new is None:
         return "no input is a number"
@@ -78,21 +76,37 @@ def _ridge(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | str:
         return "some inputs are missing, which ridge regression cannot take"
     if int(here.sum()) < 3:
         return "there are fewer than three training rows"
-    y = subject.train.y.reshape(len(subject.train), -1).double().cpu()[here]
-    scaler = StandardScaler().fit(x[here].numpy())
-    inputs = scaler.transform(x[here].numpy())
-    columns, noise = [], []
-    for column in y.T.numpy():
-        fit = RidgeCV(_STRENGTHS, store_cv_results=True).fit(inputs, column)
-        columns.append(torch.as_tensor(fit.predict(scaler.transform(new.numpy()))))
-        chosen = int(np.argmin(np.abs(_STRENGTHS - fit.alpha_)))
-        noise.append(float(np.sqrt(fit.cv_results_[:, chosen].mean())))
+    y = subject.told(subject.train.y).reshape(len(subject.train), -1).double().cpu()[here]
+    columns, noise = ridge(x[here].numpy(), y.numpy(), new.numpy())
     shape = subject.known.y.shape
-    outputs = torch.stack(columns, -1).reshape(1, *shape)
-    scale = torch.tensor([noise], dtype=torch.float64).clamp(min=1e-12)
-    scale = scale[:, 0] if len(shape) == 1 else scale
+    scale = noise if len(shape) == 1 else noise[None]
     how = (
         "ridge regression on the standardised inputs (scikit-learn's RidgeCV), with Gaussian noise of the size of its "
     )
     how += "leave-one-out errors"
-    return "ridge regression", how, Prediction(Gaussian(), outputs, {"likelihood.scale": scale})
+    return "ridge regression", how, Prediction(Gaussian(), columns.reshape(1, *shape), {"likelihood.scale": scale})
+
+
+def ridge(x: NDArray[Any], y: NDArray[Any], new: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Ridge regression on standardised inputs, its penalty by leave-one-out errors, one a target.
+
+    Args:
+        x: ``(n, d)``.
+        y: ``(n, k)``.
+        new: ``(m, d)``.
+
+    Returns:
+        Predictions ``(m, k)``, and the root mean square of the leave-one-out errors ``(k,)``.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x)
+    inputs = scaler.transform(x)
+    columns, noise = [], []
+    for column in y.T:
+        fit = RidgeCV(_STRENGTHS, store_cv_results=True).fit(inputs, column)
+        columns.append(torch.as_tensor(fit.predict(scaler.transform(new))))
+        chosen = int(np.argmin(np.abs(_STRENGTHS - fit.alpha_)))
+        noise.append(float(np.sqrt(fit.cv_results_[:, chosen].mean())))
+    return torch.stack(columns, -1), torch.tensor(noise, dtype=torch.float64).clamp(min=1e-12)

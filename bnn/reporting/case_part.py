@@ -42,9 +42,9 @@ def _case_head(subject: Subject) -> list[str]:
 
 
 def _case(subject: Subject, i: int, log_p: Tensor) -> list[Cell]:
-    row = [cell(i)]
+    row = [cell(subject.row(i))]
     if subject.features is not None:
-        row += [cell(float(value)) for value in subject.features[i, :_COLUMNS]]
+        row += [cell(float(value)) for value in subject.shown(subject.features[i : i + 1])[0, :_COLUMNS]]
     row += [_observed(subject, i), _predicted(subject, i)]
     if _has_intervals(subject):
         low, high = (end[i] for end in subject.interval)
@@ -105,20 +105,21 @@ def _over_inputs(subject: Subject) -> Picture | None:
     single = subject.known.y.dim() == 1 and posterior.model.readings is None
     if table is None or not table.is_floating_point() or not single or subject.uncertainty is None:
         return None
-    names = [plain(name) for name in subject.columns]
+    scaled = "" if subject.units is None else " (standardised)"
+    names = [plain(name) + scaled for name in subject.columns]
     if table.shape[1] == 1 and "quantile" in subject.fields:
         low, high = float(table.min()), float(table.max())
         room = 0.25 * (high - low)  # beyond the data, where uncertainty is to be seen growing
         x = torch.linspace(low - room, high + room, _BAND).to(table)
         inputs = x.reshape(-1, *subject.known.x.shape[1:])  # type: ignore[union-attr]
         ax = plots.predictive_band(
-            posterior.predict(inputs, seed=subject.seed), x, data=(table, subject.known.y), level=subject.level,
+            subject.predict(inputs), x, data=(table, subject.known.y), level=subject.level,
             x_label=names[0], y_label=plain(subject.target), data_label=f"{subject.where} rows",
         )  # fmt: skip
         return picture(ax, "Predicted mean and intervals over the input.", "The prediction over its input")
     if table.shape[1] == 2:
         points = plots.grid(table.cpu(), points=_MAP)
-        found = posterior.predict(torch.as_tensor(points).to(table), seed=subject.seed)
+        found = subject.predict(torch.as_tensor(points).to(table))
         data = (table, subject.known.y) if subject.one_label else table
         axes = plots.uncertainty_maps(found, points, data=data, x_labels=(names[0], names[1]))
         return picture(axes, "Two maps of uncertainty over the two inputs.", "Where it is unsure, and why")

@@ -33,7 +33,7 @@ def data(subject: Subject) -> Section:
     section = Section("data", "Data", [Table("What the model was fitted to, and judged by", head, rows)])
     table = as_table(subject.train.x)
     if table is not None and subject.columns:
-        section.blocks.append(_columns(table, subject.columns))
+        section.blocks.append(_columns(subject.shown(table), subject.columns))
     return section
 
 
@@ -62,7 +62,7 @@ def _targets(subject: Subject, part: Rows) -> str:
         values, counts = known.long().cpu().unique(return_counts=True)
         pairs = [f"{subject.class_name(int(v))}: {int(c)}" for v, c in zip(values[:12], counts[:12], strict=True)]
         return ", ".join(pairs) + (", ..." if len(values) > 12 else "") + said
-    finite = known.double()[known.double().isfinite()]
+    finite = subject.told(known.double()[known.double().isfinite()])
     if not len(finite):
         return "none known" + said
     return f"{finite.min():.4g} to {finite.max():.4g}, mean {finite.mean():.4g}{said}".replace("-", "−")

@@ -17,7 +17,7 @@ from bnn.posterior import Posterior
 from bnn.reporting import case_part, model_part, value_part
 from bnn.reporting.baseline import Baseline, baseline
 from bnn.reporting.blocks import Section, Text
-from bnn.reporting.subject import Subject, subject_of
+from bnn.reporting.subject import OwnUnits, Subject, subject_of
 
 
 def report(
@@ -33,6 +33,7 @@ def report(
     command: str | None = None,
     level: float = 0.9,
     seed: int = 0,
+    units: OwnUnits | None = None,
 ) -> Path:
     """Write one HTML page about a fit, which needs nothing but a browser: no network, no other file.
 
@@ -54,6 +55,7 @@ def report(
         command: What made the fit, for the record; shown as it is.
         level: Of the intervals.
         seed: Of all draws for the report.
+        units: How the reader knows the numbers, where `data` are standardised; `bnn report` gives it.
 
     Returns:
         The path.
@@ -70,7 +72,7 @@ def report(
     if not place.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {place.parent} to write the report to")
     subject = subject_of(
-        main, data, held_out, columns=columns, classes=classes, target=target, level=level, seed=seed
+        main, data, held_out, columns=columns, classes=classes, target=target, level=level, seed=seed, units=units,
     )  # fmt: skip
     sections = _sections(subject, several, command)
     _write(place, _page(str(title), sections))
@@ -79,7 +81,7 @@ def report(
 
 def _sections(subject: Subject, several: Mapping[str, Posterior], command: str | None) -> list[Section]:
     rows = subject.train
-    held_out = None if subject.held_out is None else (subject.known.x, subject.known.y)
+    held_out = None if subject.held_out is None else (subject.known_fitted.x, subject.known_fitted.y)
     verdict = diagnose(subject.posterior, rows.x, rows.y, held_out=held_out, seed=subject.seed)
     base = baseline(subject)
     sections = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,22 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class OwnUnits:
+    """How a reader knows the numbers, where the model was fitted to standardised ones."""
+
+    #: From a standardised target to its own units: ``loc + scale * y``.
+    loc: float
+    scale: float
+    #: The same for predictions.
+    prediction: Callable[[Prediction], Prediction]
+    #: ``(d,)`` each, the same for the columns of x: ``mean + scale * x``.
+    column_means: Tensor
+    column_scales: Tensor
+    #: Of the rows that the predictions are judged by: what they are called; None: by their place, from 0.
+    rows: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
 class Subject:
     """One posterior and the data that are said to belong to it."""
 
@@ -40,6 +56,28 @@ class Subject:
     target: str
     level: float
     seed: int
+    units: OwnUnits | None = None
+
+    def told(self, y: Tensor) -> Tensor:
+        """Targets as the reader knows them."""
+        if self.units is None or (self.units.loc, self.units.scale) == (0.0, 1.0):
+            return y
+        return self.units.loc + self.units.scale * y.double()
+
+    def shown(self, table: Tensor) -> Tensor:
+        """Columns of x ``(n, d)`` as the reader knows them."""
+        return (
+            table if self.units is None else self.units.column_means + self.units.column_scales * table.double().cpu()
+        )
+
+    def row(self, i: int) -> int:
+        """What one of the judged rows is called."""
+        return i if self.units is None or self.units.rows is None else self.units.rows[i]
+
+    def predict(self, x: Inputs) -> Prediction:
+        """At any inputs, in the units of the reader."""
+        found = self.posterior.predict(x, seed=self.seed)
+        return found if self.units is None else self.units.prediction(found)
 
     @property
     def judged(self) -> Rows:
@@ -53,7 +91,12 @@ class Subject:
 
     @cached_property
     def known(self) -> Rows:
-        """Those of the judged rows whose target is known."""
+        """Those of the judged rows whose target is known, which is in the units of the reader."""
+        return Rows(self.known_fitted.x, self.told(self.known_fitted.y))
+
+    @cached_property
+    def known_fitted(self) -> Rows:
+        """The same, as the model takes them."""
         rows = self.judged
         absent = self.posterior.model.likelihood.absent(rows.y).reshape(len(rows), -1).any(1)
         return rows if not bool(absent.any()) else Rows(_picked(rows.x, ~absent), rows.y[~absent])
@@ -61,7 +104,7 @@ class Subject:
     @cached_property
     def prediction(self) -> Prediction:
         """For the rows in `known`."""
-        return self.posterior.predict(self.known.x, seed=self.seed)
+        return self.predict(self.known.x)
 
     @cached_property
     def fields(self) -> frozenset[str]:
@@ -130,6 +173,7 @@ def subject_of(
     target: str,
     level: float,
     seed: int,
+    units: OwnUnits | None = None,
 ) -> Subject:
     """Data in the forms that people have them, checked.
 
@@ -140,7 +184,7 @@ def subject_of(
     names = _columns(train.x, data[0], columns)
     known = None if held_out is None else _rows(posterior, held_out, "held_out")
     shown = None if classes is None else tuple(map(str, classes))
-    return Subject(posterior, train, known, names, shown, str(target), level, seed)
+    return Subject(posterior, train, known, names, shown, str(target), level, seed, units)
 
 
 def _rows(posterior: Posterior, data: Any, name: str) -> Rows:

@@ -1,4 +1,4 @@
-"""The command ``bnn`` (or ``python -m bnn``). Heavy imports wait for the command that needs them."""
+"""``bnn demo``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-import bnn
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(bnn.__version__, prog_name="bnn")
-def main() -> None:
-    """Bayesian neural networks from any torch module."""
-
-
-@main.command()
+@click.command()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -27,11 +19,10 @@ def main() -> None:
 @click.option(
     "--epochs", type=click.IntRange(min=1), default=200, show_default=True, help="Most passes over the data a fit."
 )
-def demo(out: Path, seed: int, epochs: int) -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def demo(out: Path, seed: int, epochs: int, debug: bool) -> None:
     """Fit two real data sets, compare MAP with mean-field VI on held-out rows, and draw what came out."""
     from bnn.demo import run
 
-    try:
-        run(out, seed=seed, epochs=epochs, echo=click.echo)
-    except OSError as error:  # a folder that is somebody else's, or that cannot be written
-        raise click.ClickException(str(error)) from error
+    del debug  # the group looks for it
+    run(out, seed=seed, epochs=epochs, echo=click.echo)
