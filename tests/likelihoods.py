@@ -82,6 +82,8 @@ TABLE: dict[str, Enrolled] = {
     "student t, df unknown": Enrolled(
         bl.StudentT(df=dist.Gamma(2.0, 0.1)), (2,), "real", {"scale": 0.6, "df": 9.0}, event=(2,)
     ),
+    "heteroscedastic t": Enrolled(bl.HeteroscedasticStudentT(7.0), (2,), "real", {"excess": 7.0}),
+    "heteroscedastic t, two": Enrolled(bl.HeteroscedasticStudentT(), (4,), "real", {"excess": 7.0}, event=(2,)),
     "laplace": Enrolled(bl.Laplace(), (), "real", {"scale": 0.6}),
     "quantile": Enrolled(bl.Quantile(0.8), (), "real", {"scale": 0.3}),
     "mixture": Enrolled(bl.MixtureDensity(2), (6,), "real"),

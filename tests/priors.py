@@ -151,6 +151,17 @@ TABLE: dict[str, Enrolled] = {
             + 3 * (v["prior.all.scale.w"] - 1)
         ),
     ),
+    "hierarchical, units": line(
+        Hierarchical(per="unit"), lambda v: v["w.z"].square().sum() / 2 + half_cauchy(v["prior.all.scale.w"])
+    ),
+    "hierarchical, units, centred": line(
+        Hierarchical(dist.HalfNormal(2.0), per="unit", centred=True),
+        lambda v: (
+            (v["w"] / v["prior.all.scale.w"][:, None]).square().sum() / 2
+            + v["w"].shape[1] * v["prior.all.scale.w"].log().sum()
+            + (v["prior.all.scale.w"].square() - 1).sum() / 8
+        ),
+    ),
     "hierarchical, learned": line(Hierarchical("learned"), lambda v: v["w.z"].square().sum() / 2),
     "hierarchical, learned, centred": line(
         Hierarchical("learned", centred=True, start=0.5),

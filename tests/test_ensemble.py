@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bnn
 from bnn.approximations import Gaussian, Mixture
 from bnn.inference import ensemble as ensemble_module
-from bnn.inference import loop as loop_module
+from bnn.inference import optimizers as optimizers_module
 from bnn.inference import replicated as replicated_module
 from bnn.layout import Layout, Site
 
@@ -213,7 +213,7 @@ def test_members_are_the_fits_that_they_would_be_alone(regression, quick) -> Non
 @pytest.mark.parametrize(
     ("owner", "name", "old", "new"),
     [
-        (loop_module, "_clip", "dim=1).norm(dim=1)", "dim=1).norm() * torch.ones(members)"),
+        (optimizers_module, "clip", "dim=1).norm(dim=1)", "dim=1).norm() * torch.ones(members)"),
         (replicated_module.ReplicatedLoss, "approximation", "self.state[name][k]", "self.state[name][0]"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from estimators import QUICK, small_net
@@ -13,8 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import bnn
-from bnn.estimators import choice
-from bnn.estimators.outputs import NOISE
+from bnn.estimators import choice, sampled
+from bnn.estimators.outputs import NOISE, flat
+from bnn.estimators.sampled import WORK
 from bnn.inference.base import Run
 
 
@@ -152,7 +154,11 @@ def chosen(rows: int, hidden: tuple[int, ...] = (50, 50), training=None, **given
     likelihood = given.pop("likelihood", bnn.likelihoods.Gaussian())
     model = bnn.BNN(net, bnn.priors.Normal("fan_in"), likelihood, output=given.pop("output", None))
     own, stream = given.pop("own", True), given.pop("stream", False)
-    found = choice.chosen("auto", model, rows, Run(seed=0, **given), training or {}, own=own, stream=stream)
+    resizable = given.pop("resizable", False)
+    run = Run(seed=0, **given)
+    found = choice.chosen("auto", model, rows, run, training or {}, own=own, stream=stream, resizable=resizable)
+    if found.sampled:
+        return "sampled"
     return type(found.method).__name__
 
 
@@ -164,6 +170,61 @@ def test_auto_chooses_by_counts():
     assert chosen(400, weight=np.ones(400)) == "Ensemble"
     assert chosen(400, likelihood=bnn.likelihoods.Bernoulli()) == "Ensemble"
     assert chosen(400, stream=True) == "MeanField"
+
+
+def test_auto_samples_learned_scales_and_noise_where_rows_are_few():
+    """11 columns and 50 units: 10 * 50 + 50 + 50 + 1 weights and a noise scale, 602 unknowns."""
+    single = {"hidden": (50,), "output": flat, "resizable": True}
+    assert chosen(WORK // 602, **single) == "sampled"
+    assert chosen(WORK // 602 + 1, **single) == "Laplace"
+    few = 400
+    assert chosen(few, **(single | {"resizable": False})) == "Laplace"
+    assert chosen(few, **(single | {"output": None})) == "Laplace"  # several targets
+    assert chosen(few, **single, training={"epochs": 5}) == "Laplace"
+    assert chosen(few, **single, own=False) == "Ensemble"
+    assert chosen(few, **single, weight=np.ones(few)) == "Ensemble"
+    assert chosen(few, **single, validation=(0, 0)) == "Ensemble"
+    assert chosen(few, **single, stream=True) == "MeanField"
+    assert chosen(few, **single, likelihood=bnn.likelihoods.StudentT()) == "Laplace"
+
+
+def test_chains_start_where_the_mean_is_that_of_a_mode():
+    """Before any step, chain i predicts what mode i does, and its noise is nearly even."""
+    torch.manual_seed(0)
+    modes = []
+    simple = bnn.BNN(bnn.nets.mlp(3, (5,)), bnn.priors.Normal("fan_in"), bnn.likelihoods.Gaussian(), output=flat)
+    model = sampled.model_to_sample(bnn.nets.mlp(3, (5,), 2))
+    x = torch.randn(30, 3)
+
+    def fit(model, method):
+        quick = bnn.Ensemble(members=method.members, of=bnn.MAP(epochs=100, lr=0.05, batch_size=None))
+        modes.append(bnn.fit(model, (x, x[:, 0]), quick, progress=False, compile="eager"))
+        return modes[0]
+
+    method = sampled.start_at_modes(sampled.SAMPLER, fit, simple, model, seed=0)
+    starts, mode = method.init.predict(x), modes[0].predict(x)
+    assert starts.outputs.shape == (method.chains, 30, 2)
+    torch.testing.assert_close(starts.outputs[..., 0], mode.outputs)
+    noise = mode.latents["likelihood.scale"].reshape(-1, 1).log()
+    assert (starts.outputs[..., 1] - noise).abs().max() < 1
+
+
+@pytest.mark.parametrize("encoding", ["onehot", "embedding"])
+@pytest.mark.parametrize("hidden", [(), (3,)])
+def test_what_auto_samples_predicts_in_own_units_and_is_saved(hidden, encoding, monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "SAMPLER", bnn.NUTS(chains=2, warmup=5, num_samples=10, max_depth=3))
+    monkeypatch.setattr(sampled, "MODE", bnn.MAP(epochs=200, lr=0.05, batch_size=None))
+    rng = np.random.default_rng(0)
+    kind = np.where(rng.random(60) > 0.5, "u", "v")
+    x = pd.DataFrame({"a": rng.normal(size=60), "kind": kind})
+    y = 1000 + 50 * x["a"] + 30 * (kind == "u") + 5 * rng.normal(size=60)
+    fitted = bnn.BayesianRegressor(hidden, "tanh", encoding=encoding, compile="eager").fit(x, y)
+
+    assert fitted.posterior_.settings["auto"].startswith("NUTS: ")
+    assert fitted.score(x, y) > 0.8
+    mean, std = fitted.predict(x, return_std=True)
+    assert np.isfinite(std).all()
+    assert bnn.load(fitted.save(tmp_path / "run")).predict(x) == pytest.approx(mean)
 
 
 def test_training_settings_reach_the_method_inside():

@@ -15,6 +15,7 @@ from bnn.estimators.units import in_units
 from bnn.likelihoods import (
     Gaussian,
     HeteroscedasticGaussian,
+    HeteroscedasticStudentT,
     Laplace,
     MixtureDensity,
     MultivariateGaussian,
@@ -31,9 +32,10 @@ SINGLE = {
     "Laplace": Laplace(0.4),
     "Quantile": Quantile(0.7, 0.4),
     "HeteroscedasticGaussian": HeteroscedasticGaussian(),
+    "HeteroscedasticStudentT": HeteroscedasticStudentT(3.0),
     "MixtureDensity": MixtureDensity(2),
 }
-WIDTH = {"HeteroscedasticGaussian": 2, "MixtureDensity": 6}
+WIDTH = {"HeteroscedasticGaussian": 2, "HeteroscedasticStudentT": 2, "MixtureDensity": 6}
 
 
 def standardised(name: str, draws: int = 5, rows: int = 3) -> bnn.Prediction:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pandas as pd
@@ -436,6 +437,56 @@ def test_a_kill_while_a_folder_is_written(place, call, folder, tmp_path, monkeyp
     assert not (tmp_path / "other").exists()
     posterior.save(tmp_path / "other")
     assert bnn.load(tmp_path / "other").num_draws == 1
+
+
+def overwritten(folder, tmp_path):
+    """A run of another fit, saved over a first one."""
+    posterior = bnn.load(folder)
+    posterior.settings["seed"] = 77
+    place = tmp_path / "place"
+    bnn.load(folder).save(place)
+    return lambda: posterior.save(place, overwrite=True), place
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets two folders change their names")
+@pytest.mark.parametrize(("where", "call"), [("os.fsync", 3), ("bnn.writing._exchange", 1), ("shutil.rmtree", 1)])
+def test_a_kill_while_a_run_is_overwritten(where, call, folder, tmp_path, monkeypatch):
+    """At every moment the old run or the new one stands there."""
+    save, place = overwritten(folder, tmp_path)
+    with monkeypatch.context() as patch:
+        deadly(patch, where, call)
+        killed(save)
+    assert bnn.load(place).settings["seed"] == (77 if where == "shutil.rmtree" else 0)
+    save()
+    assert bnn.load(place).settings["seed"] == 77
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_where_folders_cannot_change_their_names(call, folder, tmp_path, monkeypatch):
+    """Between the two renames nothing stands there, and loading says where the old run is."""
+    save, place = overwritten(folder, tmp_path)
+    monkeypatch.setattr("bnn.writing._exchange", lambda *_: False)
+    with monkeypatch.context() as patch:
+        deadly(patch, "os.replace", call)
+        killed(save)
+    if call == 1:
+        assert bnn.load(place).settings["seed"] == 0
+        return
+    with pytest.raises(FileNotFoundError, match=r"what was there is in .*\.place\..*\.old, where a save over it") as told:
+        bnn.load(place)
+    (old,) = tmp_path.glob(".place.*.old")
+    assert str(old) in str(told.value)
+    old.rename(place)
+    assert bnn.load(place).settings["seed"] == 0
+
+
+def test_a_link_to_a_run_stays_a_link(folder, tmp_path):
+    save, place = overwritten(folder, tmp_path)
+    place.rename(tmp_path / "there")
+    place.symlink_to("there")
+    save()
+    assert place.is_symlink()
+    assert bnn.load(tmp_path / "there").settings["seed"] == 77
 
 
 @pytest.mark.parametrize("call", range(1, 8))

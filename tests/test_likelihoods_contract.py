@@ -196,6 +196,7 @@ def test_information_is_the_covariance_of_the_gradient(name):
 CONTROLS = [
     ("student t", bl.StudentT, "((df + 1) / (df + 3)).sqrt() /", "1 /"),
     ("heteroscedastic", bl.HeteroscedasticGaussian, "math.sqrt(2) * slopes", "slopes"),
+    ("heteroscedastic t", bl.HeteroscedasticStudentT, "2 * df / (df + 3)", "df / (df + 3)"),
     ("ordinal", bl.Ordinal, "scores.square()", "scores.abs()"),
     ("beta", bl.Beta, "1 + b * b", "b * b"),
     ("categorical, smoothed", bl.Categorical, "mixed.sqrt()", "probs.sqrt()"),

@@ -164,6 +164,16 @@ def test_ctrl_c_keeps_what_there_is() -> None:
     assert posterior.draws()["0.weight"].isfinite().all()
 
 
+def test_ctrl_c_between_two_epochs_keeps_what_there_is() -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    history = fit(method=bnn.MAP(epochs=9, batch_size=16), callbacks=[interrupt]).history
+    assert history.interrupted
+    assert len(history.loss) == 6
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_step() -> None:
     sgd = functools.partial(torch.optim.SGD)
     with pytest.raises(bnn.NonFiniteLossError, match=r"at step \d+ .*try a smaller lr") as error:

@@ -636,6 +636,8 @@ def test_what_was_there_survives_a_failed_overwrite(place, one_saved, model, reg
         monkeypatch.setattr("os.replace", replace)
         raise OSError("disk full")
 
+    if place == "os.replace":
+        monkeypatch.setattr("bnn.writing._exchange", lambda *_: False)
     monkeypatch.setattr(place, fail)
     with pytest.raises(OSError, match="disk full"):
         posterior.save(one_saved, overwrite=True)
