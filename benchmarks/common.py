@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from bnn.inference.loop import Training
+from bnn.inference.states import Position
+
 
 def parser(doc: str, rounds: int, path: str) -> argparse.ArgumentParser:
     """``--rounds``, ``--threads`` and ``--json``; more can be added."""
@@ -27,6 +30,12 @@ def ratios(own: Sequence[float], base: Sequence[float]) -> tuple[float, list[flo
     """Median and quartiles of the ratios of two contenders, round by round."""
     found = sorted(a / b for a, b in zip(own, base, strict=True))
     return statistics.median(found), [found[len(found) // 4], found[-1 - len(found) // 4]]
+
+
+def epoch(fit: Training) -> None:
+    """One epoch of a fit, and the place of the next."""
+    fit._epoch()
+    fit.at = Position(fit.at.epoch + 1)
 
 
 def write(options: argparse.Namespace, rows: list[dict[str, Any]], **versions: str) -> None:

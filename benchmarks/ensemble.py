@@ -16,10 +16,11 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
-from common import parser, ratios, write
+from common import epoch, parser, ratios, write
 from torch import nn
 
 import bnn
@@ -43,7 +44,10 @@ def fit_of(method: Any, backend: str) -> tuple[Training, float]:
     x, y = data()
     net = nn.Sequential(nn.Linear(8, 50), nn.ReLU(), nn.Linear(50, 1))
     model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(0.1))
-    of, build = (method.of, method._objective) if isinstance(method, bnn.Ensemble) else (method, method.objective)
+    if isinstance(method, bnn.Ensemble):
+        of, build = method.of, partial(method._objective, range(method.members))
+    else:
+        of, build = method, method.objective
     source = as_source((x, y), model.likelihood, model.like, of.batch_size)
     objective = build(model, source.n, backend)
     fit = Training(of, objective, source, None, Run(seed=0, progress=False), started)
@@ -55,7 +59,7 @@ def fit_of(method: Any, backend: str) -> tuple[Training, float]:
 def seconds(fit: Training, epochs: int) -> float:
     started = time.perf_counter()
     for _ in range(epochs):
-        fit._epoch()
+        epoch(fit)
     return time.perf_counter() - started
 
 

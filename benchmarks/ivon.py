@@ -20,7 +20,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import pyro
 import torch
-from common import parser, ratios, write
+from common import epoch, parser, ratios, write
 from torch import Tensor, nn
 
 import bnn
@@ -65,7 +65,7 @@ def ours(method: GradientMethod, backend: Any, x: Tensor, y: Tensor) -> Contende
     fit = Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
 
     def run() -> None:
-        fit._epoch()
+        epoch(fit)
         if objective.backends != [backend]:
             raise RuntimeError(f"asked for {backend}, ran {objective.backends}")
 

@@ -22,7 +22,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import pyro
 import torch
-from common import parser, ratios, write
+from common import epoch, parser, ratios, write
 from pyro import distributions as dist
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ def mean_field(backend: str) -> Callable[[Work, Tensor, Tensor], Contender]:
         fit = Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
 
         def run() -> None:
-            fit._epoch()
+            epoch(fit)
             if objective.backends != [backend]:
                 raise RuntimeError(f"asked for {backend}, ran {objective.backends}")
 

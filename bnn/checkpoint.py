@@ -28,6 +28,8 @@ SURROUNDINGS = "surroundings"
 _PART = "part"
 _LAST, _BEFORE, _NEXT = "state.safetensors", "state.before.safetensors", "state.next.safetensors"
 _DIGEST = re.compile("[0-9a-f]{64}")
+#: How many differences of two fits are told.
+_TOLD = 4
 #: Seconds after which what a killed write has left is taken away.
 _STALE = 60.0
 
@@ -175,7 +177,8 @@ class Saver:
         ours = self.identity
         other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key) and key != SURROUNDINGS]
         if other:
-            told = "; ".join(_difference(key, theirs.get(key), ours.get(key)) for key in other)
+            each = [text for key in other for text in _differences(key, theirs.get(key), ours.get(key))]
+            told = "; ".join(each[:_TOLD]) + (f"; and {len(each) - _TOLD} more" if len(each) > _TOLD else "")
             raise ValueError(
                 f"{path} is how far another fit has come: {told}. Give checkpoint= another folder, or remove this one"
             )
@@ -239,11 +242,11 @@ def _without_shared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _difference(key: str, theirs: Any, ours: Any) -> str:
-    """Where two values differ, by its path."""
+def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
+    """Where two values differ, by the paths of their parts."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         inner = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-        return "; ".join(_difference(f"{key}.{name}", theirs.get(name), ours.get(name)) for name in inner)
+        return [text for name in inner for text in _differences(f"{key}.{name}", theirs.get(name), ours.get(name))]
     if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (theirs, ours)):
-        return f"{key} had other numbers"
-    return f"{key} was {theirs!r}, is {ours!r}"
+        return [f"{key} had other numbers"]
+    return [f"{key} was {theirs!r}, is {ours!r}"]

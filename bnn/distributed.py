@@ -169,6 +169,8 @@ def init(*, timeout: float = 600.0, backend: str | None = None) -> World:
     if not distributed.is_available():
         raise ValueError("this build of torch has no torch.distributed")
     if not distributed.is_initialized():
+        from torch.distributed.rendezvous import rendezvous
+
         missing = [name for name in _VARIABLES if name not in os.environ]
         if missing:
             raise ValueError(
@@ -180,7 +182,7 @@ def init(*, timeout: float = 600.0, backend: str | None = None) -> World:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
         with _told(f"the start of {os.environ['WORLD_SIZE']} ranks"):
             until = datetime.timedelta(seconds=timeout)
-            found, rank, size = next(iter(distributed.rendezvous("env://", timeout=until)))
+            found, rank, size = next(iter(rendezvous("env://", timeout=until)))
             distributed.init_process_group(
                 backend or ("cpu:gloo,cuda:nccl" if own else "gloo"),
                 store=fresh(found, rank, size, timeout),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from typing import TYPE_CHECKING
 
-from torch.distributed import PrefixStore, Store
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 #: Seconds between two looks.
 _PAUSE = 0.02
@@ -29,6 +31,8 @@ def fresh(store: Store, rank: int, size: int, timeout: float) -> Store:
     Raises:
         RuntimeError: Not all have come in time.
     """
+    from torch.distributed.distributed_c10d import PrefixStore  # not in every build of torch
+
     ends, word, place = time.monotonic() + timeout, uuid.uuid4().hex, uuid.uuid4().hex
     hellos, named = [f"bnn/hello/{other}" for other in range(size)], "bnn/place"
     store.set(hellos[rank], word)

@@ -54,6 +54,8 @@ def new_folder(place: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
             flush(path)
         flush(temporary)
         temporary.chmod(0o777 & ~_umask())

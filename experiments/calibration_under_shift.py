@@ -1,8 +1,8 @@
 """Does a network doubt more when images differ more from those it has learned? Turned and noised digits.
 
-Ovadia et al. (2019), arXiv:1906.02530: methods that are all calibrated on test images of the usual kind part ways as the
-images shift. By level of rotation and of noise, for every method: accuracy, log-density, calibration error, and the mean
-entropy, which should grow as accuracy falls.
+Ovadia et al. (2019), arXiv:1906.02530: methods that are all calibrated on test images of the usual kind part ways as
+the images shift. By level of rotation and of noise, for every method: accuracy, log-density, calibration error, and the
+mean entropy, which should grow as accuracy falls.
 
 - MAP: one network
 - MAP, temperature: its logits divided by a number, chosen on validation images of the usual kind (Guo et al. 2017,
@@ -48,7 +48,7 @@ class Config:
     epochs: int = 100  # of 9 steps; the validation log-density of MAP is flat from 60 on
     mnist_epochs: int = 20  # of 500 steps
     lr: float = 5e-3
-    prior_gain: float = 2**0.5  # standard deviation of a weight: this over the root of the fan-in
+    prior_gain: float = 4.0  # standard deviation of a weight: this over the root of the fan-in; see the page
     members: int = 10
     dropout: float = 0.2
     draws: int = 100
@@ -127,7 +127,12 @@ def by_level(config: Config, name: str, parts: Parts, seed: int) -> list[dict[st
     return rows
 
 
-SCORES = {"accuracy": "accuracy, %", "nll": "−log-density, nats", "ece": "calibration error", "entropy": "entropy, nats"}
+SCORES = {
+    "accuracy": "accuracy, %",
+    "nll": "−log-density, nats",
+    "ece": "calibration error",
+    "entropy": "entropy, nats",
+}
 
 
 def over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -211,7 +216,7 @@ def main(study: Study[Config]) -> None:
             "ece_shifted": ("shifted", ".3f"),
             "ece_gain": ("shifted, against MAP", "+.3f"),
         }
-        note = "Shifted: the mean over all levels above 0 of both shifts. Differences are paired by seed; below 0 is better."
+        note = "Shifted: mean over all levels above 0 of both shifts. Differences: paired by seed, below 0 is better."
         tables.append(Table(name, columns, summary, note))
         shown = {"method": ("method", ""), "kind": ("shift", ""), "level": ("level", "g")}
         scores = {key: (title, ".1f" if key == "accuracy" else ".3f") for key, title in SCORES.items()}

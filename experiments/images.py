@@ -48,7 +48,9 @@ def digits(seed: int = 0, sizes: tuple[int, int] = (900, 300), size: int = 8) ->
     every = Images(images[order], torch.as_tensor(y)[order].long())
     train, validation = sizes
     return Parts(
-        every.rows(slice(train)), every.rows(slice(train, train + validation)), every.rows(slice(train + validation, None))
+        every.rows(slice(train)),
+        every.rows(slice(train, train + validation)),
+        every.rows(slice(train + validation, None)),
     )
 
 

@@ -50,7 +50,7 @@ def strangers(test: images.Images, seed: int, rows: Sequence[Mapping[str, Any]],
     kinds = {"digits": test.x, **images.strangers(test.rows(slice(100)), seed)}
     if others:
         kinds["other digits"] = images.digits(size=28).train.x
-    figure = Figure(figsize=(8.0, 5.6), layout="constrained")
+    figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 2))
     for ax, (name, x) in zip(above.subplots(1, len(kinds)), kinds.items(), strict=True):
         ax.imshow(np.block([[np.asarray(x[2 * i + j, 0]) for j in range(2)] for i in range(2)]), cmap="gray_r")
@@ -68,7 +68,7 @@ def strangers(test: images.Images, seed: int, rows: Sequence[Mapping[str, Any]],
     ax.axhline(0.5, color="0.7", lw=0.8)
     ax.set_xticks(range(len(names)), names)
     ax.set(ylabel="AUROC of the entropy", title="told from test digits (1: always; 0.5: by chance)")
-    ax.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(1.0, 0.0) if len(nets) > 6 else None)
+    ax.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -38,7 +38,11 @@ def accuracy_rows(study: Study[Any], ours: Sequence[dict[str, Any]]) -> Table:
         rows.append({"method": f"published: {theirs}", **error, **read})
         if same in own:
             rows.append({**own[same], "method": f"here: {same}"})
-    columns = {"error": ("test error, %", ".2f"), "nll": ("−log-density, nats", ".4f"), "ece": ("calibration error", ".4f")}
+    columns = {
+        "error": ("test error, %", ".2f"),
+        "nll": ("−log-density, nats", ".4f"),
+        "ece": ("calibration error", ".4f"),
+    }
     note = "Published by google/uncertainty-baselines, whose nets see all 60,000 training rows; ours see 50,000."
     return Table("LeNet-5 beside published figures", {"method": ("", ""), **columns}, rows, note)
 
@@ -46,7 +50,11 @@ def accuracy_rows(study: Study[Any], ours: Sequence[dict[str, Any]]) -> Table:
 def stranger_rows(study: Study[Any]) -> Table:
     """Published AUROC: of sets of strangers that are not at hand here, and so beside, not against, ours."""
     rows = [
-        {"method": row["method"], "strangers": row["dataset"].removeprefix("MNIST vs "), "auroc": float(row["mean"]) / 100}
+        {
+            "method": row["method"],
+            "strangers": row["dataset"].removeprefix("MNIST vs "),
+            "auroc": float(row["mean"]) / 100,
+        }
         for row in _published(study)
         if row["metric"] == "ood_auroc_pct" and "swapped" not in row["note"]
     ]

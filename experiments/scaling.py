@@ -1,10 +1,10 @@
 """How do time and memory grow: with parameters, rows, draws, members and ranks? Exponents, from lines in logarithms.
 
-Along each axis one number is varied and everything else stays. Seconds are medians over repetitions, and mean something on
-a quiet machine only. Bytes are those of tensors, at the peak of three steps (or one prediction) above what was there
-before: counted by torch's profiler, and the same on every machine. An exponent is the slope of a straight line through the
-logarithms, with its standard error; through all sizes, and through the upper half of them, where what every step costs
-whatever the size has less weight. 1 is in proportion, 0 is free.
+Along each axis one number is varied and everything else stays. Seconds are medians over repetitions, and mean something
+on a quiet machine only. Bytes are those of tensors, at the peak of three steps (or one prediction) above what was there
+before, counted by torch's profiler: they do not depend on what else the machine does. An exponent is the slope of a
+straight line through the logarithms, with its standard error; through all sizes, and through the upper half of them,
+where what every step costs whatever the size has less weight. 1 is in proportion, 0 is free.
 
 Ranks send what benchmarks/ranks.py counts, bytes of all ranks a step: it starts as many processes. Give ``--ranks ""``
 where that is not wanted.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import statistics
 import sys
 import time
@@ -54,7 +55,14 @@ class Config:
 
 
 QUICK = Config(
-    widths=(16, 64, 256), rows=(512, 2048, 8192), draws=(8, 32, 128), members=(1, 4, 16), ranks=(), steps=2, epochs=3
+    axes=("parameters", "rows", "draws", "members"),
+    widths=(16, 256),
+    rows=(512, 8192),
+    draws=(8, 128),
+    members=(1, 16),
+    ranks=(),
+    steps=2,
+    epochs=3,
 )
 
 
@@ -73,6 +81,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
     Every allocation and every release is an event of torch's profiler.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints when it starts and when it stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -229,7 +238,9 @@ def main(study: Study[Config]) -> None:
     }
     each = {"axis": ("axis", ""), "size": ("size", ",d"), "seconds": ("seconds", ".2e"), "bytes": ("bytes", ",.0f")}
     tables = [Table("exponents", headings, lines, "± one standard error of the slope."), Table("points", each, rows)]
-    without = "" if config.ranks and "ranks" in config.axes else " Ranks were left out: no processes were to be started."
+    without = (
+        "" if config.ranks and "ranks" in config.axes else " Ranks were left out: no processes were to be started."
+    )
     text = f"Network {config.inputs}-{config.width}-{config.width}-1 and {config.batch} rows where these do not vary."
     study.finish({"points": rows, "exponents": lines}, tables, text + without)
 

@@ -23,7 +23,7 @@ def peak() -> int:
 
 def mapped(path: str) -> Any:
     table = np.load(path, mmap_mode="r")
-    return streams.MemoryMapped(table[:, :-1], table[:, -1], memory=4 * 2**20)
+    return streams.MemoryMapped(table[:, :-1], table[:, -1])
 
 
 def in_memory(path: str) -> Any:
@@ -34,7 +34,7 @@ def in_memory(path: str) -> Any:
 
 HOW: dict[str, Callable[[str], Any]] = {
     "mapped": mapped,
-    "parquet": lambda path: streams.Parquet(path, target="y", piece=16_384, memory=4 * 2**20),
+    "parquet": lambda path: streams.Parquet(path, target="y"),
     "in_memory": in_memory,
 }
 

@@ -151,6 +151,12 @@ def test_another_fit_is_refused_with_what_differs(name: str, tmp_path: Path) -> 
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
+def test_of_many_differences_a_few_are_told(tmp_path: Path) -> None:
+    Saver(bnn.Checkpoint(tmp_path), {"sites": dict.fromkeys("abcdef", 1)}).write({}, {})
+    with pytest.raises(ValueError, match=r"sites.d was 1, is 2; and 2 more. Give"):
+        Saver(bnn.Checkpoint(tmp_path), {"sites": dict.fromkeys("abcdef", 2)}).read()
+
+
 def test_another_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the loss is captured; of a method in parts too, whose states are in a folder below."""
     case = CASES["laplace"]

@@ -193,7 +193,7 @@ def test_no_space_left(here, monkeypatch):
 
 
 def test_a_mistake_in_bnn_is_said_to_be_one(here, monkeypatch):
-    monkeypatch.setattr("bnn.cli.fitting.make_plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("bnn.cli.rows.make_plan", lambda *_: 1 / 0)
     result = bnn("fit", "homes.csv", "--target", "price", *QUICK, "--out", "runs/a")
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()

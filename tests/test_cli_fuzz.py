@@ -21,13 +21,13 @@ from command_line import QUICK, bnn, files, homes, refused
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from bnn.cli import fitting
+from bnn.cli import errors, fitting, rows
 from bnn.cli.errors import UserError
 from bnn.cli.settings import Settings, from_toml, resolved
 from bnn.tables import TableError, parse
 
 FUZZ = settings(
-    max_examples=200, deadline=None, derandomize=True, database=None,
+    max_examples=60, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )  # fmt: skip
 FEW = settings(FUZZ, max_examples=12)
@@ -82,6 +82,24 @@ def mutations(draw) -> bytes:
         else:
             content[at:at] = draw(st.binary(max_size=6))
     return bytes(content)
+
+
+@st.composite
+def mild(draw) -> bytes:
+    """A regular table whose numbers and texts are odd, and seldom wrong: most of these are fitted."""
+    rows = draw(st.sampled_from([12, 15, 30]))
+    odd = st.sampled_from(["", "NA", "0", "-0.0", " 7 ", "1e-300", "1e30", "-3e8", "1_000", "inf"])
+    own = {
+        "x": lambda i: f"{(i * 7919) % 101 / 7:.3f}", "name": lambda i: "ab\u00e9"[i % 3],
+        "flag": lambda i: ["true", "False"][i * 5 % 7 % 2], "day": lambda i: f"2024-01-{i % 27 + 1:02d}",
+        "y": draw(st.sampled_from([lambda i: str(i * i % 17), lambda i: "no" if i % 3 else "yes, sir",
+                                   lambda i: str(i % 2), lambda i: f"{i % 5}e{i % 4}"])),
+    }  # fmt: skip
+    names = draw(st.permutations([*draw(st.sets(st.sampled_from(["x", "name", "flag", "day"]), min_size=1)), "y"]))
+    lines = [[own[name](i) for name in names] for i in range(rows)]
+    for _ in range(draw(st.integers(0, 4))):
+        lines[draw(st.integers(0, rows - 1))][draw(st.integers(0, len(names) - 1))] = draw(odd)
+    return "\n".join(",".join(f'"{cell}"' for cell in cells) for cells in [names, *lines]).encode()
 
 
 @contextlib.contextmanager
@@ -140,9 +158,9 @@ def test_random_tables_up_to_the_fit(no_fit, content, target):
 
 
 @FEW
-@given(content=st.one_of(tables(), mutations()), target=st.sampled_from(["y", "price", "dear"]))
-def test_random_tables_with_the_fit(content, target):
-    fitted(content, target)
+@given(content=mild())
+def test_random_tables_with_the_fit(content):
+    fitted(content, "y")
 
 
 @pytest.mark.slow
@@ -150,6 +168,27 @@ def test_random_tables_with_the_fit(content, target):
 @given(content=st.one_of(tables(), mutations()), target=st.sampled_from(["y", "x", "price", "dear"]))
 def test_many_random_tables_with_the_fit(content, target):
     fitted(content, target)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=300)
+@given(content=mild())
+def test_many_tables_that_are_nearly_right(content):
+    fitted(content, "y")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "old", "new", "seen"),
+    [
+        (rows, "load", "except TableError as error:", "except ZeroDivisionError as error:", AssertionError),
+        (errors, "_told", "said, code = _sentence(error)", "raise error", UserError),
+    ],
+)
+def test_errors_that_are_not_put_into_words_turn_the_fuzz_red(no_fit, patch_line, owner, name, old, new, seen):
+    """Controls: a line of the conversion is taken out."""
+    patch_line(owner, name, old, new)
+    with pytest.raises(seen):
+        fitted(b"x,y\n1\n", "y")  # a short row
 
 
 OPTIONS = st.lists(

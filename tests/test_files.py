@@ -472,7 +472,9 @@ def test_a_kill_where_folders_cannot_change_their_names(call, folder, tmp_path, 
     if call == 1:
         assert bnn.load(place).settings["seed"] == 0
         return
-    with pytest.raises(FileNotFoundError, match=r"what was there is in .*\.place\..*\.old, where a save over it") as told:
+    with pytest.raises(
+        FileNotFoundError, match=r"what was there is in .*\.place\..*\.old, where a save over it"
+    ) as told:
         bnn.load(place)
     (old,) = tmp_path.glob(".place.*.old")
     assert str(old) in str(told.value)

@@ -4,20 +4,26 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import ranks
 import torch
+from click.testing import CliRunner
 from torch import distributed as torch_distributed
+from torch.distributed import HashStore
 
 import bnn
 from bnn import distributed
+from bnn.cli import main
 from bnn.data import ArraySource, as_source
 from bnn.distributed import World
-from bnn.inference.ranks import _SharedArrays, own_gradients
+from bnn.inference.shared_rows import SharedArrays, own_gradients
+from bnn.rendezvous import fresh
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not torch_distributed.is_gloo_available(), reason="this torch has no gloo")
@@ -136,13 +142,50 @@ def test_work_is_spread_and_an_error_on_one_rank_reaches_the_others(results: dic
     assert "the ranks fit different methods" in second["other"]
 
 
+def test_the_command_line_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = CliRunner().invoke(main, ["fit", "rows.csv", "--target", "y", "--out", "run"])
+    assert done.exit_code == 2
+    assert "torchrun has started 2: call bnn.fit in a script of your own" in done.output
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_of_a_new_start_read_nothing_of_the_one_before(size: int) -> None:
+    """A store that is kept over restarts, as torchrun's is, with places and words of ranks that are gone."""
+    store, told = HashStore(), list[list[str]]()
+    for start, ranks_before in enumerate([3, 1, 3, size]):
+        found: dict[int, Any] = {}
+
+        def come(rank: int, size: int = ranks_before, found: dict[int, Any] = found) -> None:
+            found[rank] = fresh(store, rank, size, timeout=20)
+
+        threads = [Thread(target=come, args=(rank,)) for rank in range(ranks_before)]
+        for thread in reversed(threads) if start % 2 else threads:  # rank 0 comes last, or first
+            thread.start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+        for rank, own in found.items():
+            assert not own.check([f"address {rank}"])
+        found[0].set("address 0", str(start))
+        told.append([own.get("address 0").decode() for own in found.values()])
+    assert told == [["0"] * 3, ["1"], ["2"] * 3, ["3"] * size]
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_without_end() -> None:
+    for rank, whom in ((0, "all ranks"), (1, "rank 0")):
+        with pytest.raises(RuntimeError, match=f"{whom} did not come in time"):
+            fresh(HashStore(), rank, 2, timeout=0.1)
+
+
 def parts(source: ArraySource, size: int, monkeypatch: pytest.MonkeyPatch) -> list[list[bnn.data.Batch]]:
     """The batches of each of several ranks, which all draw the same order."""
     monkeypatch.setattr(World, "broadcast_", lambda self, tensors: None)
     found = []
     for rank in range(size):
         torch.manual_seed(0)
-        found.append(list(_SharedArrays(source, World(rank, size)).batches()))
+        found.append(list(SharedArrays(source, World(rank, size)).batches()))
     return found
 
 
@@ -192,8 +235,8 @@ def test_the_parts_of_a_step_sum_to_its_gradient(monkeypatch: pytest.MonkeyPatch
 def test_control_parts_that_are_weighted_wrongly(
     old: str, new: str, patch_line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patch_line(sys.modules["bnn.inference.ranks"], "own_gradients", old, new)
-    monkeypatch.setattr(sys.modules[__name__], "own_gradients", sys.modules["bnn.inference.ranks"].own_gradients)
+    patch_line(sys.modules["bnn.inference.shared_rows"], "own_gradients", old, new)
+    monkeypatch.setattr(sys.modules[__name__], "own_gradients", sys.modules["bnn.inference.shared_rows"].own_gradients)
     whole, shared = summed(3, monkeypatch)
     assert not torch.allclose(shared, whole, rtol=1e-3)
 
@@ -220,14 +263,19 @@ def test_more_on_two_ranks(tmp_path: Path) -> None:
 def torchrun(folder: Path, *names: str, restarts: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", str(restarts), str(HERE / "ranks.py"), str(folder), *names]
-    return subprocess.run(
+    started = subprocess.Popen(
         command,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
-        check=False,
     )
+    try:
+        told = started.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        started.terminate()  # torchrun then ends its ranks, which hold the pipes too
+        pytest.fail("\n".join(started.communicate()))
+    return subprocess.CompletedProcess(command, started.returncode, *told)
 
 
 @pytest.mark.slow

@@ -236,6 +236,15 @@ def test_bad_files_and_columns_are_told(tmp_path: Path) -> None:
             call()
 
 
+def test_files_that_store_a_column_in_another_kind_are_told(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [1.0, 2.0], "y": [0, 1]}).write_parquet(tmp_path / "1.parquet")
+    pl.DataFrame({"x": [1.0, 2.0], "y": [0.0, 0.5]}).write_parquet(tmp_path / "2.parquet")
+    one = bnn.BNN(nn.Linear(1, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Categorical())
+    data = streams.Parquet(str(tmp_path / "*.parquet"), target="y")
+    with pytest.raises(ValueError, match=r"\.parquet, row 0: "):
+        list(StreamSource(data, one.likelihood, one.like, 2).batches())
+
+
 def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
     mapped = on_disk(tmp_path / "all.npy", table(100_000))
     data = streams.MemoryMapped(mapped[:, :-1], mapped[:, -1], piece=100)

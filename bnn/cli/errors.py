@@ -1,6 +1,7 @@
 """What goes wrong, in one sentence and an exit code that a script can trust.
 
 0: done. 1: a mistake in bnn itself. 2: input or settings that cannot be used. 130: interrupted by Ctrl-C.
+141: the reader of a pipe went away.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 import click
 
-UNUSABLE, INTERNAL, INTERRUPTED = 2, 1, 130
+#: 141 is what the shell calls an end by SIGPIPE.
+UNUSABLE, INTERNAL, INTERRUPTED, UNREAD = 2, 1, 130, 141
 
 
 class UserError(click.ClickException):
@@ -76,7 +78,7 @@ def _told(error: BaseException, given: Sequence[str]) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, BrokenPipeError):  # the reader of a pipe has what it wanted
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - Python flushes it at its end
-        return INTERNAL
+        return UNREAD
     said, code = _sentence(error)
     if code == INTERNAL and "--debug" not in given:
         said += f" (the traceback is in {_written(error)})"

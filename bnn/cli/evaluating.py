@@ -11,15 +11,15 @@ import torch
 
 from bnn.analysis import Estimate, paired
 from bnn.cli.errors import UserError, in_words
-from bnn.cli.fitting import muted, type_of
-from bnn.cli.folder import Saved, open_run
-from bnn.cli.output import Output, finite
+from bnn.cli.folder import Saved, find, open_run
+from bnn.cli.output import Output, finite, muted
 from bnn.cli.plan import split
-from bnn.cli.predicting import check_level, read_inputs
+from bnn.cli.predicting import check_level, read, read_inputs
 from bnn.cli.rivals import Rival, scored
+from bnn.cli.saving import type_of
 from bnn.cli.settings import from_toml, resolved
 from bnn.cli.verdict import Calibration, calibration, scores_json, shown, table
-from bnn.tables import Table, TableError, read_table
+from bnn.tables import Table, TableError
 
 #: What a score is called, and which way is better.
 _TITLES = {
@@ -48,13 +48,21 @@ def run_evaluate(run: str, data: str, level: float | None, seed: int, output: Ou
         UserError: A run or a table that cannot be used.
     """
     check_level(level)
+    find(run)
+    whole = read(data, stdin)
     saved = open_run(run)
     level = saved.record["interval"] if level is None else level
-    whole, frame = read_inputs(saved, data, stdin, output)
+    frame = read_inputs(saved, whole, output)
+    if whole.sha256 == saved.record["data"].get("sha256"):
+        output.warn(
+            f"{saved.path} was fitted to rows of this very table: these scores are too good, those of rows that were "
+            "held out are in scores.json"
+        )
     found = judged(saved, whole, frame, level, seed, output)
     output.say(f"{saved.path} ({type_of(saved.estimator)}) on {found.rows} rows of {whole.name}")
     output.say()
-    rows = [("score", "", "better is"), *(_line(name, value, level) for name, value in found.scores.items())]
+    shown_ = {name: value for name, value in found.scores.items() if name != "nll" or "log_density" not in found.scores}
+    rows = [("score", "", "better is"), *(_line(name, value, level) for name, value in shown_.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         output.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -118,7 +126,7 @@ def run_compare(
     if data is None:
         whole, rows = _held_out(saved)
     else:
-        whole, rows = _table(data, stdin), None
+        whole, rows = read(data, stdin), None
     found = {}
     for path, run in saved.items():
         try:
@@ -163,34 +171,19 @@ def _tell(found: dict[str, Judged], saved: dict[str, Saved], output: Output, whe
     )  # fmt: skip
 
 
-def _table(data: str, stdin: Any) -> Table:
-    try:
-        return read_table(data, stdin)
-    except TableError as error:
-        raise UserError(str(error)) from error
-
-
 def data_of(saved: Saved, data: str | None, stdin: Any) -> Table:
     """The table of a fit: read again from where it was, or from where the user says; refused if it is another one.
 
     Raises:
         UserError: It is not there, or is not what it was.
     """
-    import hashlib
-
     where = saved.record["data"].get("path") if data is None else data
     if data is None and where == "-":
         raise UserError(f"the rows of {saved.path} came from standard input and were not kept: give them with --data")
     if data is None and not Path(str(where)).is_file():
         raise UserError(f"the rows of {saved.path} were in {where}, which is not there: give them with --data")
-    if where == "-":
-        import io
-
-        content = stdin.read()
-        whole, digest = _table("-", io.BytesIO(content)), hashlib.sha256(content).hexdigest()
-    else:
-        whole, digest = _table(str(where), stdin), hashlib.sha256(Path(str(where)).read_bytes()).hexdigest()
-    if digest != saved.record["data"].get("sha256"):
+    whole = read(str(where), stdin)
+    if whole.sha256 != saved.record["data"].get("sha256"):
         raise UserError(f"{where} is not the table that {saved.path} was fitted to: its checksum is another")
     return whole
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def fit(
     bnn fit --resume runs/price
     bnn fit -c runs/price/config.toml --seed 1 --out runs/price-1
     """
+    _refuse_ranks()
     if resume is not None:
         _refuse_others(click.get_current_context())
         unfinished, force, text = _of_unfinished(resume, output)
@@ -89,13 +91,18 @@ def fit(
         raise UserError("--out is missing: give the folder of the run, as in --out runs/price")
     else:
         settings, text = _asked(given, config), out
-    from bnn.cli.fitting import run
     from bnn.cli.folder import place_of
+    from bnn.cli.rows import load
 
     place = place_of(text)
     if resume is None and text.rstrip("/").endswith(".part"):
         raise UserError(f"{text!r} is a name of unfinished runs: choose another --out")
-    document = run(settings, place, output, sys.stdin.buffer, force=force, resume=resume is not None)
+    if resume is None:
+        place.check_free(force=force)
+    data, content = load(settings, place, sys.stdin.buffer)
+    from bnn.cli.fitting import run  # and torch with it, which takes seconds: only now that there is something to fit
+
+    document = run(settings, place, data, content, output, force=force, resume=resume is not None)
     output.document(document)
     if not output.json:
         output.note(f"\nWritten to {place.out}.")
@@ -124,6 +131,16 @@ def _pair(text: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         found = value
     return name.strip(), found if isinstance(found, bool | int | float | str) else value
+
+
+def _refuse_ranks() -> None:
+    """Several processes would each fit alone, and write to one folder."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and ranks != "1":
+        raise UserError(
+            f"bnn fit runs in one process, and torchrun has started {ranks}: call bnn.fit in a script of your own, "
+            "as docs/scaling.md shows"
+        )
 
 
 def _refuse_others(context: click.Context) -> None:

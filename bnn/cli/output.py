@@ -109,6 +109,11 @@ class _Lines(io.TextIOBase):
         return False
 
 
+def muted() -> Any:
+    """No warnings: they are of a split that the user did not make, or were told in better words."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def finite(value: float) -> float | None:
     """A number as JSON knows them: NaN and infinity are none."""
     return value if value == value and abs(value) != float("inf") else None

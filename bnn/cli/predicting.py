@@ -13,9 +13,8 @@ import numpy as np
 import polars as pl
 
 from bnn.cli.errors import UserError, in_words
-from bnn.cli.fitting import muted
-from bnn.cli.folder import Saved, open_run
-from bnn.cli.output import Output
+from bnn.cli.folder import Saved, find, open_run
+from bnn.cli.output import Output, muted
 from bnn.tables import FORMATS, Table, TableError, nearest, read_table
 from bnn.writing import write_file
 
@@ -34,9 +33,11 @@ def run_predict(
     """
     form = _check_out(out, data)
     check_level(level)
+    find(run)
+    table = read(data, stdin)  # before the run, for which torch is loaded: that takes seconds
     saved = open_run(run)
     level = saved.record["interval"] if level is None else level
-    table, frame = read_inputs(saved, data, stdin, output)
+    frame = read_inputs(saved, table, output)
     for name in keep:
         if name not in table.columns:
             raise UserError(
@@ -94,20 +95,31 @@ def check_level(level: float | None) -> None:
         raise UserError(f"interval lies between 0 and 1, not {level}")
 
 
-def read_inputs(saved: Saved, data: str, stdin: Any, output: Output) -> tuple[Table, pl.DataFrame]:
-    """A table, and its columns as the run takes them; what is new in them is told.
+def read(data: str, stdin: Any) -> Table:
+    """`bnn.tables.read_table` for a command.
+
+    Raises:
+        UserError: A table that cannot be read.
+    """
+    try:
+        return read_table(data, stdin)
+    except TableError as error:
+        raise UserError(str(error)) from error
+
+
+def read_inputs(saved: Saved, table: Table, output: Output) -> pl.DataFrame:
+    """The columns of a table as the run takes them; what is new in them is told.
 
     Raises:
         UserError: A table that cannot be used: columns missing, values of another kind than in the fit.
     """
     try:
-        table = read_table(data, stdin)
         frame = saved.plan.inputs(table)
     except TableError as error:
         raise UserError(str(error)) from error
     for text in _news(saved, frame):
         output.warn(text)
-    return table, frame
+    return frame
 
 
 def _news(saved: Saved, frame: pl.DataFrame) -> Iterator[str]:

@@ -11,9 +11,8 @@ import torch
 
 from bnn.cli.errors import UserError, in_words
 from bnn.cli.evaluating import data_of, rows_of
-from bnn.cli.fitting import as_fitted, encoded, muted
 from bnn.cli.folder import REPORT, Saved, open_run
-from bnn.cli.output import Output
+from bnn.cli.output import Output, muted
 from bnn.tables import Table, TableError
 
 
@@ -50,7 +49,7 @@ def _page(saved: Saved, whole: Table, seed: int) -> bytes:
     places = np.cumsum(there) - 1  # of a row among those that have a target
 
     def rows(which: np.ndarray) -> tuple[Any, Any]:
-        return encoded(model, frame[which]), as_fitted(model, targets[places[which]])
+        return model.encode_inputs(frame[which]), model.encode_targets(targets[places[which]])
 
     judged = held if len(held) else train
     with muted(), in_words(), tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,8 @@ _CHANCE = 0.95
 _REPLICATES = 400
 _BINS = 10
 _WIDTH = 100
+#: Of one objection to the inference, so many are shown.
+_FINDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Calibration:
     #: ``"coverage"`` or ``"ece"``.
     kind: str
     value: float
-    #: Where the figure of a calibrated model of these rows lies, 95 times of 100.
+    #: Where the figure of a calibrated model of these rows lies, 95 times out of 100.
     low: float
     high: float
     rows: int
@@ -47,10 +49,10 @@ class Calibration:
         if self.kind == "coverage":
             inside = round(self.value * self.rows)
             said = f"{inside} of {self.rows} targets ({self.value:.0%}) lie in their {self.level:.0%} interval"
-            band = f"of a calibrated model {self.low:.0%} to {self.high:.0%} would, 95 times of 100"
+            band = f"of a calibrated model {self.low:.0%} to {self.high:.0%} would, 95 times out of 100"
         else:
             said = f"stated probabilities are {self.value:.1%} off the shares of right answers (ECE)"
-            band = f"of a calibrated model up to {self.high:.1%} would be chance, 95 times of 100"
+            band = f"of a calibrated model up to {self.high:.1%} would be chance, 95 times out of 100"
         return f"{said}; {band}: {self.meaning}."
 
     @property
@@ -155,10 +157,9 @@ class Verdict:
         for rival, name, gain in self.against:
             how = f"{_SHOWN[name]} {'better' if gain.mean > 0 else 'worse'}"
             how += f" by {abs(gain.mean):.3g} ± {gain.standard_error:.2g}"
+            how += " a row" if name == "log_density" else ""
             clear = abs(gain.mean) > 1.96 * gain.standard_error
-            said.append(
-                f"Against {rival.title}: {how}" + ("" if clear else ", which these rows cannot tell from nothing")
-            )
+            said.append(f"Against {rival.title}: {how}" + ("" if clear else ", which may be chance"))
         return said
 
     def next(self) -> list[str]:
@@ -269,6 +270,14 @@ def diagnosed(
         but = "" if found.good else " but that of k-hat, which objects to nearly every approximation of a network"
         return [f"Inference: no objection{but}."], True
     return [
-        f"Inference: {flag.name.replace('_', ' ')}: {flag.found}. {flag.meaning.split('. ')[0].rstrip('.')}."
+        f"Inference: {flag.name.replace('_', ' ')}: {_shortened(flag.found)}. "
+        f"{flag.meaning.split('. ')[0].rstrip('.')}."
         for flag in serious
     ], False
+
+
+def _shortened(found: str) -> str:
+    """The first of many findings; the report has all."""
+    parts = found.split("; ")
+    more = len(parts) - _FINDINGS
+    return found if more <= 0 else f"{'; '.join(parts[:_FINDINGS])}; and {more} more, see the report"

@@ -273,9 +273,33 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _predict(self, X: Any) -> Prediction:
         """The prediction of the model at the rows of a table, in the units of the fit."""
+        return self.posterior_.predict(self.encode_inputs(X), self.draws)
+
+    def encode_inputs(self, X: Any) -> Any:
+        """The rows of a table as the network of `posterior_` takes them: standardised, categories as numbers.
+
+        With `encode_targets`, what the functions of `bnn.analysis` need to work on `posterior_`.
+
+        Args:
+            X: ``(n, d)``, the columns of the fit.
+
+        Returns:
+            ``(n, k)`` numbers; of ``encoding="embedding"`` a mapping of the network's inputs by name.
+        """
         check_is_fitted(self, "posterior_")
-        table = read_columns(self, X, self.categorical, reset=False)
-        return self.posterior_.predict(self.encoder_.transform(table), self.draws)
+        return self.encoder_.transform(read_columns(self, X, self.categorical, reset=False))
+
+    def encode_targets(self, y: Any) -> NDArray[Any]:
+        """Targets as the likelihood of `posterior_` takes them: standardised numbers, or labels from 0.
+
+        Args:
+            y: ``(n,)`` or ``(n, k)``, in their own units, or classes of the fit.
+
+        Raises:
+            ValueError: A class that was not there in the fit.
+        """
+        check_is_fitted(self, "posterior_")
+        return self._encode_targets(y, None, first=False, classes=None)
 
     def export(
         self,

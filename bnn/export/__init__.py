@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from bnn.export.distil import Distilled, Student, distil
+from bnn.export.distillation import Distilled, Student, distil
 from bnn.export.files import QUANTILES, export_estimator, export_posterior
 from bnn.export.record import METADATA
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,14 @@ from torch._higher_order_ops.map import map as map_over
 from bnn.approximations import Values
 from bnn.estimators.units import InUnits
 from bnn.export.heads import summary
+from bnn.export.linear import LinearisedOverDraws
+from bnn.export.rows import any_rows, rows_first
 from bnn.forward import maps_well
 from bnn.inputs import Inputs
+from bnn.likelihoods import GaussianAverage
 from bnn.model import BNN
 from bnn.posterior import Posterior
-from bnn.prediction import Prediction
+from bnn.prediction import Prediction, Spread
 
 #: How the network is run over draws: as one batched call, as a loop inside the graph, or written out draw by draw.
 Over = Literal["vmap", "map", "unrolled"]
@@ -47,10 +51,16 @@ class Program(nn.Module):
         example: Inputs,
     ):
         super().__init__()
-        values = posterior.draws(draws, seed)
+        exact = averages(posterior, draws)
+        values = posterior.draws(1 if exact else draws, seed)
         self.num = len(next(iter(values.values()))) if values else 1
         latents = posterior.likelihood_latents(values, self.num)
-        self.body = _OverDraws(posterior, values, self.num, over, example)
+        self.body: nn.Module
+        if posterior.linear is None:
+            self.body = _OverDraws(posterior, values, self.num, over, example)
+        else:
+            own = replace(posterior.linear, model=posterior.model.copy())
+            self.body = LinearisedOverDraws(own, None if exact else values, example)
         self.latent_names = list(latents)
         for i, value in enumerate(latents.values()):
             self.register_buffer(f"latent_{i}", value.clone())
@@ -67,12 +77,15 @@ class Program(nn.Module):
     def of(self, x: Inputs) -> dict[str, Tensor]:
         """As `forward`, of inputs as a network takes them."""
         # Mapped over rows, so that whatever a likelihood does with the number of rows is said of one.
-        return torch.func.vmap(self._row, in_dims=1)(self.body(x))
+        outputs, covariance = self.body(x)
+        given = (outputs,) if covariance is None else (outputs, covariance)
+        return torch.func.vmap(self._row, in_dims=1)(*given)
 
-    def _row(self, outputs: Tensor) -> dict[str, Tensor]:
-        """Of one row: outputs ``(s, ...)``."""
+    def _row(self, outputs: Tensor, covariance: Tensor | None = None) -> dict[str, Tensor]:
+        """Of one row: outputs ``(s, ...)``, and where these are Gaussian their covariance ``(s, k, k)``."""
         latents = {name: getattr(self, f"latent_{i}") for i, name in enumerate(self.latent_names)}
-        found = Prediction(self.likelihood, outputs.unsqueeze(1), latents)
+        spread = None if covariance is None else Spread(covariance.unsqueeze(1), _no_draws)
+        found = Prediction(self.likelihood, outputs.unsqueeze(1), latents, spread)
         if self.units is None:
             return summary(found, self.levels)
         units = copy.copy(self.units)
@@ -80,8 +93,17 @@ class Program(nn.Module):
         return summary(units.prediction(found), self.levels)
 
 
+def _no_draws(num: int) -> Tensor:
+    raise AssertionError(f"a summary takes no draws, and {num} were asked for")
+
+
+def averages(posterior: Posterior, draws: int | None) -> bool:
+    """Whether `bnn.Posterior.predict` averages over all weights in closed form."""
+    return draws is None and posterior.linear is not None and isinstance(posterior.model.likelihood, GaussianAverage)
+
+
 class _OverDraws(nn.Module):
-    """The network under every draw: outputs ``(s, n, ...)``."""
+    """The network under every draw: outputs ``(s, n, ...)``, and None."""
 
     def __init__(self, posterior: Posterior, values: Values, num: int, over: Over, example: Inputs):
         super().__init__()
@@ -100,8 +122,11 @@ class _OverDraws(nn.Module):
         if over == "map" and drawn:
             self.one = _recorded(_One(self.model, self.names), [value[0] for value in drawn.values()], example)
 
-    def forward(self, x: Inputs) -> Tensor:
-        """The outputs under every draw."""
+    def forward(self, x: Inputs) -> tuple[Tensor, None]:
+        """The outputs under every draw, which have no covariance beside them."""
+        return self._outputs(x), None
+
+    def _outputs(self, x: Inputs) -> Tensor:
         draws = [getattr(self, f"draw_{i}") for i in range(len(self.names))]
         if not draws:
             single = self.model.forward({}, x, {})
@@ -130,16 +155,8 @@ class _One(nn.Module):
 def _recorded(module: _One, own: list[Tensor], example: Inputs) -> nn.Module:
     """The network under one draw as plain operations, which a loop inside a graph can hold."""
     shapes = {"own": [None for _ in own], "x": rows_first(example)}
-    return torch.export.export(module, (own, example), dynamic_shapes=shapes).module(check_guards=False)
-
-
-def rows_first(example: Any) -> Any:
-    """Which dimensions of inputs may change: the first of each."""
-    if isinstance(example, Mapping):
-        return {name: rows_first(value) for name, value in example.items()}
-    if isinstance(example, tuple):
-        return tuple(rows_first(value) for value in example)
-    return {0: torch.export.Dim("rows", min=1)}
+    with any_rows():
+        return torch.export.export(module, (own, example), dynamic_shapes=shapes).module(check_guards=False)
 
 
 @torch.no_grad()
@@ -168,5 +185,7 @@ def ways(posterior: Posterior, *, loops: bool) -> list[Over]:
         posterior: Which.
         loops: Whether the format has loops.
     """
+    if posterior.linear is not None:
+        return ["vmap"]
     rest: Over = "map" if loops else "unrolled"
     return ["vmap", rest] if maps_well(posterior.model.net) else [rest]

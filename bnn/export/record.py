@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from bnn.export.program import rows_first
+from bnn.export.rows import any_rows, rows_first
 from bnn.inputs import Inputs
 from bnn.random import isolated
 from bnn.writing import write_file
@@ -56,7 +56,7 @@ def recorded(module: nn.Module, x: Inputs) -> ExportedProgram:
     shapes: dict[str, Any] = {"args": rows_first(tuple(args)), "kwargs": rows_first(kwargs)}
     shapes = {name: value for name, value in shapes.items() if value}
     like = x if isinstance(x, Tensor) else next(iter(kwargs.values() if kwargs else args))
-    with torch.no_grad(), pyro.validation_enabled(False), isolated(0, like.device), warnings.catch_warnings():
+    with torch.no_grad(), pyro.validation_enabled(False), isolated(0, like.device), any_rows(), warnings.catch_warnings():
         # torch warns of its own deprecated names, and of constants that it copies into the program.
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)

@@ -17,9 +17,9 @@ from bnn.inference.base import GradientMethod, Init, Method, Run
 from bnn.inference.loop import optimise
 from bnn.inference.map import MAP
 from bnn.inference.objective import Objective
-from bnn.inference.ranks import some_members
 from bnn.inference.readings import refuse_uncertain_inputs
 from bnn.inference.replicated import ReplicatedLoss
+from bnn.inference.some_members import some_members
 from bnn.model import BNN
 from bnn.posterior import Posterior
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +23,8 @@ from bnn.inference.bound import elbo, is_bound
 from bnn.inference.natural import NaturalOptimizer
 from bnn.inference.objective import Objective
 from bnn.inference.optimizers import clip, make
-from bnn.inference.ranks import add_up, begin, own_gradients
+from bnn.inference.record import StepRecord
+from bnn.inference.shared_rows import add_up, begin, own_gradients
 from bnn.inference.states import Position, States
 from bnn.model import BNN
 from bnn.posterior import Posterior
@@ -118,7 +119,7 @@ class Training:
                 "leave clip_norm= out"
             )
         self.history = History()
-        self.stats: list[Tensor] = []
+        self.stats = StepRecord()
         self.best: tuple[float, int, list[Tensor], dict[str, Tensor]] | None = None
         self.averaged: list[Tensor] | None = None
         self.averaged_steps = 0
@@ -159,9 +160,8 @@ class Training:
         epochs = self.method.epochs
         if self.at.finished:
             self._record(self.at.epoch)
-        done = self.at.epoch if self.at.finished else self.at.epoch - 1
         hidden = not self.run.progress
-        with tqdm(total=epochs, initial=done, disable=hidden, unit="epoch", leave=False) as bar:
+        with tqdm(total=epochs, initial=self.at.done, disable=hidden, unit="epoch", leave=False) as bar:
             while not self.at.finished:
                 try:
                     self._epoch()
@@ -174,7 +174,7 @@ class Training:
                     if self.ranks.size > 1:
                         raise  # the others wait in the middle of a step
                     self.history.interrupted = True
-                    self._record(self.at.epoch if self.at.finished else self.at.epoch - 1)
+                    self._record(self.at.done)
                     self.states.interrupted()
                     return
 
@@ -235,7 +235,7 @@ class Training:
     def _record(self, epoch: int, steps: int = 0) -> Progress:
         """Write down an epoch; raise if its loss is not finite."""
         history = self.history
-        table = torch.stack(self.stats).cpu() if self.stats else torch.zeros(0, 3)
+        table = self.stats.table.cpu()
         history.loss, history.nll, history.kl = (column.clone() for column in table.unbind(1))
         history.epochs, history.steps_per_epoch = epoch, steps or history.steps_per_epoch
         finite = history.loss.isfinite()

@@ -15,6 +15,7 @@ from bnn.checkpoint import Saver
 from bnn.data import Batch, Place
 from bnn.inference.objective import Objective
 from bnn.inference.optimizers import restore
+from bnn.inference.record import StepRecord
 from bnn.packed import pack, unpack
 from bnn.random import generator_state, other_seed, seed_generators, set_generator_state
 
@@ -35,6 +36,11 @@ class Position:
     finished: bool = False
     #: The random state that the epoch's order was drawn from.
     order: Tensor | None = None
+
+    @property
+    def done(self) -> int:
+        """Epochs that are over."""
+        return self.epoch if self.finished else self.epoch - 1
 
 
 class States:
@@ -179,7 +185,7 @@ class States:
             "objective": _memory(training.objective),
             "average": (training.averaged, training.averaged_steps),
             "best": best,
-            "stats": torch.stack(training.stats) if training.stats else None,
+            "stats": training.stats.table,
             "validation": (history.validation, history.validation_epochs),
             "steps_per_epoch": history.steps_per_epoch,
             "backends": training.backends,
@@ -209,7 +215,7 @@ class States:
         if kept["best"] is not None:
             score, epoch, params, state = kept["best"]
             training.best = (score, epoch, params, {**training.objective.state, **state})
-        training.stats = [] if kept["stats"] is None else list(kept["stats"].unbind(0))
+        training.stats = StepRecord(kept["stats"])
         history.validation, history.validation_epochs = kept["validation"]
         history.steps_per_epoch = kept["steps_per_epoch"]
         self._loader, self._earlier = kept["loader"], kept["seconds"]

@@ -13,6 +13,9 @@ from bnn.streams.base import MEMORY, Piece, Stream
 if TYPE_CHECKING:
     import polars
 
+#: Pieces that fill the memory: fewer than of arrays, since each is found by decoding what stands before it on its page.
+_PIECES = 8
+
 
 class Parquet(Stream):
     """Parquet files, read with polars some rows at a time; of a file only the row groups that hold them.
@@ -22,8 +25,7 @@ class Parquet(Stream):
         target: The column of the targets, or several.
         features: The columns of the inputs, in this order; ``None``: all others.
         weight: The column of the sample weights.
-        piece: Rows read at once; best the size of the row groups (``write_parquet(row_group_size=)``), of which each
-            is then read once an epoch.
+        piece: Rows read at once; ``None``: an eighth of `memory`, at four bytes a number.
         memory: Bytes held at a time.
 
     Raises:
@@ -38,15 +40,16 @@ class Parquet(Stream):
         target: str | Sequence[str],
         features: Sequence[str] | None = None,
         weight: str | None = None,
-        piece: int = 65_536,
+        piece: int | None = None,
         memory: int = MEMORY,
     ):
         self.memory, self._target, self._weight = memory, target, weight
-        if piece < 1:
+        if piece is not None and piece < 1:
             raise ValueError(f"piece is a number of rows from 1, not {piece}")
         paths = _files(path)
         others = [*([target] if isinstance(target, str) else target), *([weight] if weight is not None else [])]
         self.features = list(features) if features is not None else _features(paths[0], others)
+        piece = piece or max(1, memory // _PIECES // (4 * (len(self.features) + len(others))))
         self._places: list[tuple[Path, int, int]] = []
         for file in paths:
             rows = _check_columns(file, [*self.features, *others])
