@@ -9,6 +9,7 @@ from typing import Any
 from frame import Study
 from tables import Table
 
+PUBLISHED = "published_classification.csv"
 #: Our methods by the names of google/uncertainty-baselines, baselines/mnist.
 _SAME = {
     "Deterministic": "a member of the ensemble",
@@ -19,7 +20,7 @@ _SAME = {
 
 
 def _published(study: Study[Any]) -> list[dict[str, str]]:
-    path = study.file("published_classification.csv")
+    path = study.file(PUBLISHED)
     with path.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["dataset"].startswith("MNIST") and row["verified"] == "yes"]
 

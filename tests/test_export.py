@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from likelihoods import TABLE, model_of
 from networks import KINDS
 from torch import nn
 
@@ -107,6 +108,14 @@ def fitted(kind: str, regression, classification, quick) -> tuple[bnn.Posterior,
     if kind == "laplace, draws":
         method = bnn.Laplace(of=bnn.MAP(epochs=2), tune=None, predictive="draws")
         return quick(classification_model(), classification, method), (3,)
+    if kind == "linearised, several targets":
+        net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+        model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian())
+        x, y = regression
+        return quick(model, (x, torch.cat([y, -y], 1)), bnn.Laplace(of=bnn.MAP(epochs=2), tune=None)), (3,)
+    if kind.startswith("linearised, classes"):
+        method = bnn.Laplace(of=bnn.MAP(epochs=2), tune=None, weights="last_layer" if "last" in kind else "all")
+        return quick(classification_model(), classification, method), (3,)
     if kind == "nuts":
         return quick(regression_model(), regression, bnn.NUTS(num_samples=10, warmup=10, chains=2)), (3,)
     if kind == "dropout":
@@ -137,7 +146,21 @@ def test_the_file_gives_what_predict_gives_with_torch_alone(kind, regression, cl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["laplace, draws", "nuts", "dropout", "batch norm", "nets.lenet", "lstm", "attention"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "linearised, several targets",
+        "linearised, classes",
+        "linearised, classes, last layer",
+        "laplace, draws",
+        "nuts",
+        "dropout",
+        "batch norm",
+        "nets.lenet",
+        "lstm",
+        "attention",
+    ],
+)
 def test_the_file_gives_what_predict_gives_for_every_kind(kind, regression, classification, quick, tmp_path):
     check(kind, regression, classification, quick, tmp_path)
 
@@ -203,14 +226,11 @@ def test_what_cannot_be_exported_is_told_in_words(regression, quick, tmp_path):
             return self.out(x if len(x) < 100 else 2 * x)
 
     branching = bnn.BNN(Branches(), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0))
-    with pytest.raises(ValueError, match=r"Branches cannot be exported: .*number of rows"):
+    with pytest.raises(ValueError, match=r"Branches cannot be exported: .*number of rows.*Torch says"):
         quick(branching, regression, bnn.MAP(epochs=1)).export(tmp_path / "a.pt2", quantiles=())
     noisy = bnn.BNN(nn.Linear(3, 1), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(1.0), input_noise=0.1)
     with pytest.raises(ValueError, match="inputs of this model are uncertain"):
         quick(noisy, regression, bnn.MAP(epochs=1)).export(tmp_path / "a.pt2")
-    linear = quick(regression_model(), regression, bnn.Laplace(of=bnn.MAP(epochs=1), tune=None))
-    with pytest.raises(ValueError, match=r"predictive='draws'"):
-        linear.export(tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())
 
 
@@ -262,6 +282,35 @@ def test_an_estimators_file_takes_the_table_and_answers_in_the_targets_units(enc
     same(module(row), prediction)
     row[0, 1] = torch.inf  # which the estimator refuses
     assert module(row)["mean"].isnan().all()
+
+
+def test_the_default_estimator_goes_whole_where_it_is_a_linearised_network(tmp_path):
+    """``method="auto"`` on a larger table: Laplace, of which the file has the average over all weights."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    regressor = bnn.BayesianRegressor(hidden=(8,), compile="eager").fit(x, 1e3 * x[:, 0] + rng.normal(size=400))
+    assert regressor.posterior_.linear is not None
+    module = torch.export.load(regressor.export(tmp_path / "a.pt2", quantiles=LEVELS)).module()
+    for rows in (1, 7, 400):
+        same(module(torch.tensor(x[:rows])), regressor.predict_distribution(x[:rows]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_every_likelihood_goes_into_a_file_or_is_refused_in_words(name, quick, tmp_path):
+    """Moments and probabilities as `predict` has them, and quantiles where the file can hold them."""
+    line = TABLE[name]
+    x = torch.randn(20, 2)
+    posterior = quick(model_of(line), (x, line.targets(line.rows(20, torch.float32))), bnn.MAP(epochs=1))
+    refused = name.startswith(("truncated", "function"))
+    if refused:
+        with pytest.raises(ValueError, match=r"not in closed form.*bnn\.distil"):
+            posterior.export(tmp_path / "a.pt2", quantiles=())
+        return
+    module = torch.export.load(posterior.export(tmp_path / "a.pt2", quantiles=())).module()
+    for rows in (1, 7):
+        new = torch.randn(rows, 2)
+        same(module(new), posterior.predict(new))
 
 
 def test_a_classifiers_file_gives_a_probability_a_class(tmp_path):

@@ -283,7 +283,7 @@ def test_a_rank_that_is_killed_costs_one_interval_at_most(tmp_path: Path) -> Non
     """torchrun starts all ranks again, and they go on from the last state to the same bytes."""
     done = torchrun(tmp_path, "killed", restarts=1)
     assert done.returncode == 0, done.stderr
-    assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
+    assert "exitcode: -9" in done.stderr
     for result in read(tmp_path, "killed"):
         assert result["notes"] == ["went on from step 10"]  # killed after 13 steps, with a state every 5
         for name, value in result["whole"].items():

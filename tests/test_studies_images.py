@@ -64,7 +64,7 @@ def test_strangers_are_made_of_what_they_say(images):
 @pytest.mark.parametrize("wrong", [False, True])
 def test_the_weights_of_least_signal_to_noise_are_taken_out(wrong, patch_line):
     """Two weights of mean 2 that decide, and two of mean 9 that are noise: by size the wrong half would go."""
-    study, own = script("mnist"), script("images")
+    study, own = script("mnist_scores"), script("images")
     if wrong:
         patch_line(study, "pruned", "mean[name].abs() / scale[name]", "mean[name].abs()")
     net = torch.nn.Linear(2, 2, bias=False)

@@ -20,6 +20,7 @@ from bnn.export.record import Format, format_of, in_words, recorded, write
 from bnn.export.tables import TableInputs, TableProgram
 from bnn.files import versions
 from bnn.inputs import Inputs, as_inputs, input_leaves, named_leaves, num_rows
+from bnn.likelihoods import Function, Truncated
 from bnn.posterior import DEFAULT_DRAWS, Posterior
 from bnn.prediction import Prediction
 from bnn.random import isolated
@@ -168,7 +169,12 @@ def _record(posterior: Posterior, build: Callable[[Any], nn.Module], x: Inputs, 
         else:
             _log.info("recorded the network over draws by %s", over)
             return program
-    if posterior.linear is not None:
+    if isinstance(posterior.model.likelihood, Truncated | Function):
+        why = (
+            f"its moments are not in closed form, as a file needs them ({why}); bnn.distil(posterior, x).net is a module "
+            "that torch.export.export takes"
+        )
+    elif posterior.linear is not None:
         why = f"its network is linearised in its weights: {why}. Fit bnn.Laplace(predictive='draws'), or bnn.distil it"
     words = f"a posterior under {posterior.model.likelihood!r} of this {type(posterior.model.net).__name__}"
     raise ValueError(f"{words} cannot be exported: {why}") from cause

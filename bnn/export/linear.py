@@ -61,7 +61,7 @@ def _draws(linear: Linearised, values: Values) -> Callable[[Inputs], tuple[Tenso
     def draws(x: Inputs) -> tuple[Tensor, ...]:
         # Not by forward-mode derivatives, which a recording cannot take for any number of rows.
         outputs, derivatives = jacobian(linear.model, centre, shared, x)
-        change = torch.einsum("nkd,sd->snk", derivatives, moves)
+        change = torch.func.vmap(lambda row: moves @ row.mT, out_dims=1)(derivatives)
         return (outputs + change.reshape(len(moves), *outputs.shape),)
 
     return draws

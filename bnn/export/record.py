@@ -56,7 +56,13 @@ def recorded(module: nn.Module, x: Inputs) -> ExportedProgram:
     shapes: dict[str, Any] = {"args": rows_first(tuple(args)), "kwargs": rows_first(kwargs)}
     shapes = {name: value for name, value in shapes.items() if value}
     like = x if isinstance(x, Tensor) else next(iter(kwargs.values() if kwargs else args))
-    with torch.no_grad(), pyro.validation_enabled(False), isolated(0, like.device), any_rows(), warnings.catch_warnings():
+    with (
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        isolated(0, like.device),
+        any_rows(),
+        warnings.catch_warnings(),
+    ):
         # torch warns of its own deprecated names, and of constants that it copies into the program.
         warnings.simplefilter("ignore")
         program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
@@ -126,7 +132,8 @@ def in_words(error: BaseException) -> str:
     words = _first_line(error)
     if "Constraints violated" in str(error) or "specialized" in str(error):
         words = (
-            "its forward pass turns the number of rows into a Python number, as len(x) and int(x.shape[0]) do: write "
-            "x.shape[0]"
+            "torch cannot record it for any number of rows. A forward pass that turns this number into a Python number "
+            "(len(x), int(x.shape[0])) or branches on it is one reason: write x.shape[0]; an operation that torch "
+            f"records for one shape alone is another. Torch says: {words}"
         )
     return words
