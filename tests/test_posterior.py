@@ -445,9 +445,9 @@ def test_method_of_a_guide(posterior, saved, kind, model):
 
 
 def test_nothing_there(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no posterior in .*posterior.json and posterior.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"nothing saved in .*posterior.json and posterior.safetensors"):
         bnn.load(tmp_path, model)
-    with pytest.raises(FileNotFoundError, match="no posterior in"):
+    with pytest.raises(FileNotFoundError, match="nothing saved in"):
         bnn.load(tmp_path / "nowhere", model)
 
 

@@ -56,7 +56,10 @@ def run(
     try:
         return _Work(settings, place, data, output).run(model)
     except KeyboardInterrupt:
-        raise Interrupted(_how_to_resume(place)) from None
+        seconds = f"{settings.checkpoint_seconds:g} s"
+        raise Interrupted(
+            f"Interrupted: bnn fit --resume {place.out} goes on from the last checkpoint, {seconds} back at most."
+        ) from None
     except BaseException as error:
         # A state is worth keeping where time or space ran out; where the input is at fault it would lead there again.
         if not (resume or (place.has_state and not isinstance(error, UserError))):
@@ -73,10 +76,6 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-def _how_to_resume(place: Place) -> str:
-    return f"Interrupted; nothing that was computed is lost: bnn fit --resume {place.out} goes on."
 
 
 class _Work:

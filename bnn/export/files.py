@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bnn.estimators.encoding import CategoricalColumn, NumericColumn
 from bnn.estimators.units import InUnits
 from bnn.export.program import Program, averages, ways
 from bnn.export.record import Format, format_of, in_words, recorded, write
+from bnn.export.rows import any_rows
 from bnn.export.tables import TableInputs, TableProgram
 from bnn.files import versions
 from bnn.inputs import Inputs, as_inputs, input_leaves, named_leaves, num_rows
@@ -157,7 +159,8 @@ def _record(posterior: Posterior, build: Callable[[Any], nn.Module], x: Inputs, 
     why = ""
     for over in ways(posterior, loops=form == "pt2"):
         try:
-            program = recorded(build(over), x)
+            with nullcontext() if posterior.linear is None else any_rows():
+                program = recorded(build(over), x)
         except Exception as error:  # torch raises many kinds, from many places
             if isinstance(error, NotImplementedError) and "distribution function" in str(error):
                 raise ValueError(
@@ -171,8 +174,8 @@ def _record(posterior: Posterior, build: Callable[[Any], nn.Module], x: Inputs, 
             return program
     if isinstance(posterior.model.likelihood, Truncated | Function):
         why = (
-            f"its moments are not in closed form, as a file needs them ({why}); bnn.distil(posterior, x).net is a module "
-            "that torch.export.export takes"
+            f"its moments are not in closed form, as a file needs them ({why}); bnn.distil(posterior, x).net is a "
+            "module that torch.export.export takes"
         )
     elif posterior.linear is not None:
         why = f"its network is linearised in its weights: {why}. Fit bnn.Laplace(predictive='draws'), or bnn.distil it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +77,9 @@ def _written_out(function: Callable[[Inputs], tuple[Tensor, ...]], example: Inpu
         graph = make_fx(lambda *x: function(tree_unflatten(x, spec)), _allow_non_fake_inputs=True)(*given)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    for name, value in list(graph.named_buffers()):
-        setattr(graph, name, value.detach().clone())  # of views of one tensor a file would hold all of it
     return graph
 
 
-def _rows_change(leaf: Tensor) -> StatelessSymbolicContext[None, None]:
+def _rows_change(leaf: Tensor) -> Any:
     fixed = [DimDynamic.STATIC] * (leaf.dim() - 1)
     return StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, *fixed])

@@ -15,7 +15,7 @@ from bnn.approximations import Values
 from bnn.estimators.units import InUnits
 from bnn.export.heads import summary
 from bnn.export.linear import LinearisedOverDraws
-from bnn.export.rows import any_rows, rows_first
+from bnn.export.rows import rows_first
 from bnn.forward import maps_well
 from bnn.inputs import Inputs
 from bnn.likelihoods import GaussianAverage
@@ -155,8 +155,7 @@ class _One(nn.Module):
 def _recorded(module: _One, own: list[Tensor], example: Inputs) -> nn.Module:
     """The network under one draw as plain operations, which a loop inside a graph can hold."""
     shapes = {"own": [None for _ in own], "x": rows_first(example)}
-    with any_rows():
-        return torch.export.export(module, (own, example), dynamic_shapes=shapes).module(check_guards=False)
+    return torch.export.export(module, (own, example), dynamic_shapes=shapes).module(check_guards=False)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from bnn.export.rows import any_rows, rows_first
+from bnn.export.rows import rows_first
 from bnn.inputs import Inputs
 from bnn.random import isolated
 from bnn.writing import write_file
@@ -60,7 +60,6 @@ def recorded(module: nn.Module, x: Inputs) -> ExportedProgram:
         torch.no_grad(),
         pyro.validation_enabled(False),
         isolated(0, like.device),
-        any_rows(),
         warnings.catch_warnings(),
     ):
         # torch warns of its own deprecated names, and of constants that it copies into the program.
@@ -71,6 +70,13 @@ def recorded(module: nn.Module, x: Inputs) -> ExportedProgram:
             for node in part.graph.nodes:
                 _check(node)
                 node.meta.pop("stack_trace", None)  # names of files and lines of this machine
+    # Of a view a file would hold all that it is a view of.
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, Tensor) and (
+                value.untyped_storage().nbytes() > value.nbytes or not value.is_contiguous()
+            ):
+                tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
     program._example_inputs = None  # torch would write them as a pickle
     return program
 

@@ -15,7 +15,10 @@ def any_rows() -> AbstractContextManager[Any]:
 
     Else a guess of ``channels_last`` leaves the record with a least number of rows.
     """
-    return torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    patched: AbstractContextManager[Any] = torch.fx.experimental._config.patch(  # type: ignore[attr-defined]
+        backed_size_oblivious=True
+    )
+    return patched
 
 
 def rows_first(example: Any) -> Any:

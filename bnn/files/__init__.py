@@ -72,7 +72,7 @@ def load(path: str | Path, model: Any = None, *, method: Any = None) -> Any:
     _check_method(method)
     if not any(os.path.lexists(path / name) for name in (MANIFEST, JSON, TENSORS)):
         aside = "".join(f"; what was there is in {old}, where a save over it was killed" for old in set_aside(path))
-        raise FileNotFoundError(f"there is no posterior in {path}: it needs {JSON} and {TENSORS}{aside}")
+        raise FileNotFoundError(f"there is nothing saved in {path}: it needs {JSON} and {TENSORS}{aside}")
     known = read_manifest(path)
     if known is not None:
         known.check(path)
