@@ -339,9 +339,7 @@ class Posterior:
         """
         from bnn.export import export_posterior
 
-        return export_posterior(
-            self, path, example_inputs, quantiles=quantiles, draws=draws, seed=seed, format=format
-        )
+        return export_posterior(self, path, example_inputs, quantiles=quantiles, draws=draws, seed=seed, format=format)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder of tensors and JSON (nothing executable); see `bnn.files.save`."""

@@ -54,8 +54,8 @@ class Regression(RegressorMixin, Estimator, ABC):  # type: ignore[misc]
         """Learn from further rows: what is known of the weights is the prior of this fit (`bnn.continual`).
 
         The first call decides how the table is encoded and by what it is scaled. Earlier rows are not looked at again.
-        What a posterior keeps of its correlations is what `Posterior.as_prior` keeps; what is known of the noise scale is
-        its prior too (`bnn.continual.likelihood_as_prior`).
+        What a posterior keeps of its correlations is what `Posterior.as_prior` keeps; what is known of the noise scale
+        is its prior too (`bnn.continual.likelihood_as_prior`).
 
         Raises:
             ValueError: As `fit`; a method whose posterior cannot be a prior (points: ``"map"``).
