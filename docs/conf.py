@@ -85,6 +85,9 @@ MENU = {
         "experiments/bandit",
         "experiments/active_learning",
         "experiments/conformal",
+        "experiments/mnist",
+        "experiments/calibration_under_shift",
+        "experiments/scaling",
     ],
     "Reference": ["api/index", "../CHANGELOG"],
     "Design": [

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from fits import QUICK as QUICK_BUDGET
+from fits import Budget, every_method, fitted, reference, rhat
 from frame import Study, experiment, which
 from matplotlib.figure import Figure
-from methods import QUICK as QUICK_BUDGET
-from methods import Budget, every_method, fitted, reference, rhat
 from pyro import distributions as dist
 from tables import Table
 from torch import Tensor, nn

@@ -358,6 +358,7 @@ def killer() -> Iterator[Killer]:
         yield killer
 
 
+@pytest.mark.slow
 def test_a_few_kills(killer: Killer, tmp_path: Path) -> None:
     assert killer.torture("test_checkpoint_chains:sghmc", tmp_path, kills=4)["ended"]
 

@@ -325,6 +325,7 @@ def test_a_classifiers_file_gives_a_probability_a_class(tmp_path):
     assert json.loads(files["metadata.json"])["classes"] == ["no", "yes"]
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_numbers(model, regression, quick, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the ONNX file is read by onnxruntime")
     pytest.importorskip("onnxscript", reason="torch writes ONNX with onnxscript")

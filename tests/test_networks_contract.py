@@ -13,7 +13,7 @@ from networks import KINDS, Kind, make_kind
 from torch import Tensor, nn
 
 import bnn
-from bnn import files
+from bnn.files import posterior as files
 from bnn.inputs import Inputs
 from bnn.model import arguments
 from bnn.posterior import Posterior
@@ -99,7 +99,7 @@ def test_a_kind_of_network_fits_and_comes_back(name: str, method: str, tmp_path:
     [
         pytest.param(Posterior, "__init__", "self.model.net.eval()", "pass", "batch norm", id="training mode"),
         pytest.param(Posterior, "__init__", "self.model.net.eval()", "pass", "dropout", id="dropout on"),
-        pytest.param(Posterior, "_shared", "{**self.state,", "{", "batch norm", id="buffers of the start"),
+        pytest.param(Posterior, "shared", "{**self.state,", "{", "batch norm", id="buffers of the start"),
         pytest.param(
             files, "_tensors", '"state": posterior.state', '"state": {}', "batch norm", id="buffers not saved"
         ),

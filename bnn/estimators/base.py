@@ -273,7 +273,8 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
 
     def _predict(self, X: Any) -> Prediction:
         """The prediction of the model at the rows of a table, in the units of the fit."""
-        return self.posterior_.predict(self.encode_inputs(X), self.draws)
+        inputs = self.encode_inputs(X)
+        return self.posterior_.predict(inputs, self.draws)
 
     def encode_inputs(self, X: Any) -> Any:
         """The rows of a table as the network of `posterior_` takes them: standardised, categories as numbers.

@@ -17,12 +17,12 @@ from bnn.capture import Backend
 from bnn.data import Batch, Data, Source, as_source, numbered
 from bnn.distributed import world
 from bnn.history import History
+from bnn.inference import optimizers
 from bnn.inference.base import GradientMethod, Run
 from bnn.inference.batches import batch_sizes, epoch_batches, first_batch, held_out, prepare, take
 from bnn.inference.bound import elbo, is_bound
 from bnn.inference.natural import NaturalOptimizer
 from bnn.inference.objective import Objective
-from bnn.inference.optimizers import clip, make
 from bnn.inference.record import StepRecord
 from bnn.inference.shared_rows import add_up, begin, own_gradients
 from bnn.inference.states import Position, States
@@ -112,7 +112,7 @@ class Training:
         self.method, self.objective, self.source, self.validation, self.run = method, objective, source, validation, run
         self.names = [name for name, _ in objective.named_parameters()]
         self.params = list(objective.parameters())
-        self.optimizer = make(method, self.params)
+        self.optimizer = optimizers.make(method, self.params)
         if isinstance(self.optimizer, NaturalOptimizer) and method.clip_norm is not None:
             raise ValueError(
                 f"{type(self.optimizer).__name__} bounds its own steps, and its gradients are not those of the loss: "
@@ -208,7 +208,7 @@ class Training:
                 param.grad = results[0][0][i] if len(results) == 1 else torch.stack([g[i] for g, _ in results]).mean(0)
             stats = add_up(self.ranks, self.objective, [p.grad for p in self.params], stats, group)
             if self.method.clip_norm is not None:
-                clip(self.params, self.method.clip_norm, self.objective.members)
+                optimizers.clip(self.params, self.method.clip_norm, self.objective.members)
             if not seen:
                 seen.append(stats)
             # Of several members the sum, of which these are the gradients: a search along a line compares the two.
