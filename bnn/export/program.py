@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -155,7 +156,12 @@ class _One(nn.Module):
 def _recorded(module: _One, own: list[Tensor], example: Inputs) -> nn.Module:
     """The network under one draw as plain operations, which a loop inside a graph can hold."""
     shapes = {"own": [None for _ in own], "x": rows_first(example)}
-    return torch.export.export(module, (own, example), dynamic_shapes=shapes).module(check_guards=False)
+    with warnings.catch_warnings():
+        # A recurrent layer keeps its weights in a list besides, which the parameters handed in stand in for; the file
+        # is compared with `predict` before it is written.
+        warnings.filterwarnings("ignore", message=".*assigned during export")
+        program = torch.export.export(module, (own, example), dynamic_shapes=shapes)
+    return program.module(check_guards=False)
 
 
 @torch.no_grad()
