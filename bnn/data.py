@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -284,9 +284,15 @@ class LoaderSource(Source):
 
     def member_batches(self, members: int) -> Iterator[Batch]:
         """The loader read once a member, side by side: its shuffling gives each another order."""
-        for parts in zip(*[self.batches() for _ in range(members)], strict=True):
-            leaves = zip(*(part.leaves for part in parts), strict=True)
-            yield Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
+        return side_by_side(self, members)
+
+
+def side_by_side(source: Source, members: int) -> Iterator[Batch]:
+    """One epoch of a source, read once a member: the batches of all members stacked."""
+    for parts in zip(*[source.batches() for _ in range(members)], strict=True):
+        leaves = zip(*(part.leaves for part in parts), strict=True)
+        joined = Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
+        yield replace(joined, share=parts[0].share)
 
 
 def _stateful(loader: Iterable[Any]) -> Stateful | None:

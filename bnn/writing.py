@@ -53,14 +53,11 @@ def new_folder(place: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         yield temporary
-        for path in sorted(temporary.rglob("*")):
+        for path in temporary.rglob("*"):
             if path.is_file():
                 path.chmod(0o666 & ~_umask())  # safetensors keeps its files to their owner
-            flush(path)
-        flush(temporary)
         temporary.chmod(0o777 & ~_umask())
-        _swap(temporary, place)
-        flush(place.parent)
+        move_folder(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

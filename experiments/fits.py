@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,31 @@ def rhat(posterior: bnn.Posterior, x: torch.Tensor) -> float:
     chains, draws = posterior.approximation.shape or (1, 1)
     values = posterior.predict(x).outputs.reshape(chains * draws, -1)
     return analysis.mixing(values, (chains, draws)).worst_rhat
+
+
+def posterior_of(
+    study: Any,
+    data_name: str,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    name: str,
+    model: Callable[[float], bnn.BNN],
+    noise: float | None = None,
+) -> bnn.Posterior:
+    """The posterior of a method by its name, kept in the study's folder.
+
+    Args:
+        study: Whose settings have `budget`, `dropout` and `seed`.
+        data_name: Of the rows.
+        rows: Inputs and targets.
+        name: ``"NUTS"``, or one of `every_method`.
+        model: Of a share of units that are dropped.
+        noise: As in `every_method`.
+    """
+    config = study.config
+    method = {"NUTS": reference(config.budget), **every_method(config.budget, len(rows[1]), noise)}[name]
+    folder = study.out / "posteriors" / study.key / f"{data_name}-{name.replace(',', '').replace(' ', '-')}"
+    dropped = config.dropout if isinstance(method, bnn.MCDropout) else 0.0
+    return fitted(folder, model(dropped), rows, method, config.seed + (name != "NUTS"))
 
 
 def fitted(

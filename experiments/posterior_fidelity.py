@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from fits import QUICK as QUICK_BUDGET
-from fits import Budget, every_method, fitted, reference, rhat
+from fits import Budget, every_method, posterior_of, rhat
 from frame import Study, experiment, which
 from matplotlib.figure import Figure
 from pyro import distributions as dist
@@ -127,24 +127,21 @@ def predict(posterior: bnn.Posterior, data: Set, config: Config) -> bnn.Predicti
     return posterior.predict(data.at, None if posterior.num_draws else config.draws)
 
 
-def posterior_of(study: Study[Config], data: Set, name: str) -> bnn.Posterior:
-    config = study.config
+def fit(study: Study[Config], data: Set, name: str) -> bnn.Posterior:
     noise = data.noise if isinstance(data.noise, float) else None
-    method = {"NUTS": reference(config.budget), **every_method(config.budget, len(data.y), noise)}[name]
-    model = model_of(config, data, config.dropout if isinstance(method, bnn.MCDropout) else 0.0)
-    folder = study.out / "posteriors" / study.key / f"{data.name}-{name.replace(',', '').replace(' ', '-')}"
-    return fitted(folder, model, (data.x, data.y), method, config.seed + (name != "NUTS"))
+    model = functools.partial(model_of, study.config, data)
+    return posterior_of(study, data.name, (data.x, data.y), name, model, noise)
 
 
 def measured(study: Study[Config], data: Set, name: str) -> dict[str, Any]:
     """One method on one set: figures, and the ends of its 90 % intervals."""
-    posterior = posterior_of(study, data, name)
+    posterior = fit(study, data, name)
     prediction = predict(posterior, data, study.config)
     row: dict[str, Any] = {"method": name, "seconds": posterior.history.seconds}
     row["interval"] = [end.flatten().tolist() for end in prediction.interval(0.9)]
     if name == "NUTS":
         return {**row, "rhat": rhat(posterior, data.at)}
-    truth = predict(posterior_of(study, data, "NUTS"), data, study.config)
+    truth = predict(fit(study, data, "NUTS"), data, study.config)
     return {**row, **distance(prediction, truth, study.config)}
 
 

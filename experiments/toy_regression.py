@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from fits import QUICK as QUICK_BUDGET
-from fits import Budget, every_method, fitted, reference, rhat
+from fits import Budget, every_method, posterior_of, rhat
 from frame import Study, experiment, which
 from matplotlib.figure import Figure
 from pyro import distributions as dist
@@ -136,17 +136,9 @@ def wasserstein(config: Config, prediction: bnn.Prediction, truth: bnn.Predictio
     return float((apart / truth.std).mean())
 
 
-def posterior_of(study: Study[Config], data: Rows, name: str) -> bnn.Posterior:
-    config = study.config
-    method = {"NUTS": reference(config.budget), **every_method(config.budget, len(data.train[0]))}[name]
-    model = model_of(config, data, config.dropout if isinstance(method, bnn.MCDropout) else 0.0)
-    folder = study.out / "posteriors" / study.key / f"{data.name}-{name.replace(',', '').replace(' ', '-')}"
-    return fitted(folder, model, data.train, method, config.seed + (name != "NUTS"))
-
-
 def predictions(study: Study[Config], data: Rows, name: str) -> tuple[bnn.Posterior, bnn.Prediction, bnn.Prediction]:
     """The posterior, and what it predicts on the grid and of the rows held out."""
-    posterior = posterior_of(study, data, name)
+    posterior = posterior_of(study, data.name, data.train, name, functools.partial(model_of, study.config, data))
     draws = None if posterior.num_draws else study.config.draws
     return posterior, posterior.predict(data.at, draws), posterior.predict(data.test[0], draws)
 

@@ -1,6 +1,6 @@
 """Weight decay is a prior, and AdamW's is not: a small real regression, shown in numbers.
 
-Four questions, in the order of the file:
+Five questions, in the order of the file:
 
 (a) Is ``torch.optim.SGD(weight_decay=...)`` MAP under a Gaussian prior? For a network, compared at every step.
 (b) Does the L2 penalty of ``torch.optim.Adam(weight_decay=...)`` have the same optimum? For a linear model, whose mode
@@ -9,8 +9,9 @@ Four questions, in the order of the file:
     with what its own update rule says.
 (d) What do L2 and L1 penalties of every strength do to the weights, and what are the posteriors under the matching
     Gaussian and Laplace priors?
+(e) What does a network with more weights than rows learn without a penalty, and with each of them?
 
-    python experiments/weight_decay.py             # a few minutes
+    python experiments/weight_decay.py             # a quarter of an hour
     python experiments/weight_decay.py --quick     # seconds, and less precise
 """
 
@@ -24,7 +25,9 @@ import torch
 from frame import Study, experiment
 from tables import Table
 from torch import Tensor, nn
-from weight_decay_figures import draw_paths, draw_stops
+from weight_decay_figures import draw_overfit, draw_paths, draw_stops
+from weight_decay_overfit import OVERFIT, Overfit, overfit, summary
+from weight_decay_overfit import QUICK as QUICK_OVERFIT
 from weight_decay_paths import PATHS, at_strength
 from weight_decay_setup import QUICK, Config, Data, linear, linear_decay, load
 
@@ -218,6 +221,11 @@ def main(study: Study[Config]) -> None:
         ]
         for penalty, values in strengths.items()
     }
+    setting = Overfit() if config.halves > QUICK.halves else QUICK_OVERFIT
+    halves = [
+        study.unit(f"overfit-{seed}", functools.partial(overfit, config, data, setting, seed))
+        for seed in range(config.halves)
+    ]
     ends = {row["name"]: torch.tensor(row["weights"]) for row in stops}
     moved = [float((ends[name] - ends[name.removesuffix(", loss x 10")]).norm()) for name in ends if "x 10" in name]
     # The loss ten times as large, and the same coefficient: a penalty a tenth as strong.
@@ -225,6 +233,7 @@ def main(study: Study[Config]) -> None:
     unpenalised, penalised = (mode(data, decay).tolist() for decay in (0.0, config.weight_decay))
     study.figure("adamw", draw_stops(data.names, stops, unpenalised, penalised))
     study.figure("path", draw_paths(data.names, paths))
+    study.figure("overfit", draw_overfit(halves, summary(halves)))
     rule = (
         f"Distances of the weights after {config.steps} steps: from the mode under the Gaussian prior, from the fit "
         "without a penalty, and from where the optimiser's own update rule says that it stops. Multiplying the loss by "
@@ -235,8 +244,10 @@ def main(study: Study[Config]) -> None:
         Table("where optimisers stop", STOPS, stops, rule),
         Table("L2 penalty and Gaussian prior", PATHS, paths["L2"]),
         Table("L1 penalty and Laplace prior", PATHS, paths["L1"]),
+        Table("more weights than rows", OVERFIT, summary(halves), "± one standard error over halves; paired."),
     ]
     results = {"follow": follow, "stops": stops, "mode_moves": mode_moves, "adamw_moves": max(moved), "paths": paths}
+    results["overfit"] = {"rows": summary(halves), "halves": halves}
     text = f"Diabetes: 442 rows, 10 inputs, unit variance, float64. Coefficient {config.weight_decay}, `MSELoss`."
     study.finish(results, tables, text)
 

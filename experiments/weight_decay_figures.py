@@ -1,4 +1,4 @@
-"""The two figures of `weight_decay.py`."""
+"""The figures of `weight_decay.py`."""
 
 from __future__ import annotations
 
@@ -55,4 +55,24 @@ def draw_paths(names: list[str], paths: dict[str, Any]) -> Figure:
             axes.axhline(0, color="0.5", lw=0.6)
             axes.set(xlabel=f"strength of the {penalty} penalty")
     panels[0, 0].legend(fontsize=8, ncols=2)
+    return figure
+
+
+def draw_overfit(halves: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Figure:
+    """Left: errors along the way without a penalty. Right: where each ends, by the strength of its penalty."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    path = np.mean([half["paths"]["no penalty"] for half in halves], 0)  # (looks, 2)
+    for column, label, colour in ((0, "rows fitted", "#1f77b4"), (1, "rows held out", "#d62728")):
+        left.plot(halves[0]["looks"], path[:, column], color=colour, label=label)
+    left.set(xlabel="step", ylabel="mean squared error", title="no penalty: it learns the rows by heart")
+    left.legend(fontsize=8)
+    none, ways = rows[0], dict.fromkeys(row["way"] for row in rows[1:])
+    right.axhline(none["test"], color="#d62728", lw=1, ls="--", label="no penalty")
+    for way, colour, mark in zip(ways, ("#d6604d", "#7b3294", "#1b7837", "#1f77b4"), "sD^o", strict=True):
+        own = [row for row in rows if row["way"] == way]
+        at, value, error = ([row[key] or 0.0 for row in own] for key in ("strength", "test", "test_se"))
+        right.errorbar(at, value, error, color=colour, marker=mark, ms=4, capsize=2, label=way)
+    right.set(xscale="log", xlabel="strength of the penalty", title="rows held out")
+    right.legend(fontsize=8)
     return figure

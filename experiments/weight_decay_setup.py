@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from frame import which
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 
@@ -43,8 +44,12 @@ class Config:
     average: float = 0.25  # the last 500 steps, whose gradient noise is averaged out
     seed: int = 0
 
+    # (e) Its settings are in weight_decay_overfit.py.
+    halves: int = which(10)  # repetitions, each with other rows
+
 
 QUICK = Config(  # (a) stays as it is; the others are less precise
+    halves=2,
     steps=500,
     adam_lr=0.02,
     batch_sizes=(32,),

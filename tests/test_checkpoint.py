@@ -16,6 +16,7 @@ import pyro
 import pytest
 import torch
 from interruptions import Broken, broken_at, digest, resumed
+from marks import some
 from methods import TABLE
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -205,12 +206,8 @@ CASES: dict[str, Case] = {
 #: Besides all methods, what runs by default; the rest runs by `make test-slow`.
 SHOWN = {"captured", "lbfgs", "early stopping", "dataset", "loader with a place", "stream with a place"}
 SHOWN |= {"dropout and batch statistics"}
-DEFAULT = {*METHODS, *SHOWN}
-DEFAULT_CONTROLS = {"the random state", "the optimiser", "batches to skip"}
-
-
-def some(names: Any, default: set[str]) -> list[Any]:
-    return [name if name in default else pytest.param(name, marks=pytest.mark.slow) for name in names]
+DEFAULT = {*METHODS, *SHOWN} - {"flow", "full_rank", "low_rank"}
+DEFAULT_CONTROLS = {"the random state"}
 
 
 @pytest.mark.parametrize("name", some(CASES, DEFAULT))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from killing import Killer
+from marks import some
 from test_kill import problem
 
 import bnn
@@ -103,9 +104,7 @@ def every(steps: int, path: Path) -> bnn.Checkpoint:
 # --------------------------------------------------------------------------------------------------- the same bytes
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=pytest.mark.slow) if name == "HMC" else name for name in METHODS]
-)
+@pytest.mark.parametrize("method", some(METHODS, lambda name: name != "HMC"))
 def test_a_run_killed_again_and_again_is_the_run_that_was_not(fit, tmp_path, method) -> None:
     """A state after every second step; each life lasts from 2 to 7 steps, so that what came after a state is lost."""
     expected = fit(method)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from marks import some
 
 import bnn
 
@@ -50,13 +51,18 @@ def programs(page: Path) -> list[tuple[Block, str | None]]:
 
 
 PROGRAMS = {str(page.relative_to(ROOT)): program for page in PAGES if (program := programs(page))}
+#: Pages whose programs take more than seven seconds each.
+LONG = {
+    *("docs/likelihoods.md", "docs/gallery.md", "docs/checkpoints.md", "docs/coming_from.md", "docs/conformal.md"),
+    *("docs/scores.md", "docs/methods/flow.md", "docs/methods/gaussian.md"),
+}
 QUOTATIONS = [block for page in PAGES for block in blocks(page) if block.language == "py"]
 
 
 # ---------------------------------------------------------------------------------------------------------- programs
 
 
-@pytest.mark.parametrize("page", PROGRAMS)
+@pytest.mark.parametrize("page", some(PROGRAMS, lambda page: page not in LONG))
 def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page are one program, run in an empty folder; see `same_output` for how output is compared."""
     monkeypatch.chdir(tmp_path)

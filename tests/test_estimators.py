@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from estimators import QUICK, small_net
+from marks import some
 from sklearn.datasets import load_diabetes, load_wine
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.model_selection import train_test_split
@@ -209,8 +212,10 @@ def test_chains_start_where_the_mean_is_that_of_a_mode():
     assert (starts.outputs[..., 1] - noise).abs().max() < 1
 
 
-@pytest.mark.parametrize("encoding", ["onehot", "embedding"])
-@pytest.mark.parametrize("hidden", [(), (3,)])
+@pytest.mark.parametrize(
+    ("hidden", "encoding"),
+    some(itertools.product([(), (3,)], ["onehot", "embedding"]), [((), "onehot"), ((3,), "embedding")]),
+)
 def test_what_auto_samples_predicts_in_own_units_and_is_saved(hidden, encoding, monkeypatch, tmp_path):
     monkeypatch.setattr(choice, "SAMPLER", bnn.NUTS(chains=2, warmup=5, num_samples=10, max_depth=3))
     monkeypatch.setattr(sampled, "MODE", bnn.MAP(epochs=200, lr=0.05, batch_size=None))

@@ -27,7 +27,7 @@ EXPECTED = {
     ),
 }
 
-SLOW = ("BayesianModuleRegressor", "BayesianModuleClassifier")
+SLOW = ("BayesianModuleRegressor", "BayesianModuleClassifier", "BayesianClassifier")
 
 
 @pytest.mark.filterwarnings("ignore")

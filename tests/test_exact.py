@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from linear import Exact, linear_regression
+from marks import some
 from torch import Tensor
 
 import bnn
@@ -65,11 +66,12 @@ def _student_quantile(p: float, degrees: int) -> float:
     return float(stats.t.ppf(p, degrees))
 
 
-@pytest.mark.parametrize("estimator", ["weights", "local", "flipout"])
+@pytest.mark.parametrize("estimator", some(["weights", "local", "flipout"], {"weights"}))
 def test_mean_field_finds_the_exact_mean_field_answer(estimator: str) -> None:
     check_mean_field(estimator=estimator)
 
 
+@pytest.mark.slow
 def test_control_mean_field_without_n_over_n_fails(patch_line) -> None:
     patch_line(objective_module.Objective, "data_nll", "n_data=self.n_data", "n_data=None")
     with pytest.raises(AssertionError, match="against"):

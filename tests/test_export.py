@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from likelihoods import TABLE, model_of
+from marks import some
 from networks import KINDS
 from torch import nn
 
@@ -140,7 +141,7 @@ def check(kind: str, regression, classification, quick, tmp_path) -> None:
     assert ("quantiles" in found[0]) == ("quantile" in posterior.model.likelihood.fields)
 
 
-@pytest.mark.parametrize("kind", ["mean field", "classes, ensemble"])
+@pytest.mark.parametrize("kind", some(["mean field", "classes, ensemble"], {"classes, ensemble"}))
 def test_the_file_gives_what_predict_gives_with_torch_alone(kind, regression, classification, quick, tmp_path):
     check(kind, regression, classification, quick, tmp_path)
 
@@ -284,6 +285,7 @@ def test_an_estimators_file_takes_the_table_and_answers_in_the_targets_units(enc
     assert module(row)["mean"].isnan().all()
 
 
+@pytest.mark.slow
 def test_an_estimator_of_a_linearised_network_goes_whole(tmp_path):
     """What ``method="auto"`` takes for larger tables: Laplace, of which the file has the average over all weights."""
     rng = np.random.default_rng(0)

@@ -104,6 +104,7 @@ def test_control_a_wrong_log_determinant_is_found(patch_line) -> None:
         check_density()
 
 
+@pytest.mark.slow
 def test_control_a_flow_trained_without_its_entropy_is_found(patch_line) -> None:
     patch_line(flow_inference.FlowLoss, "terms", "cross - entropy", "cross - 0.5 * entropy")
     wrong = bent.__wrapped__()

@@ -73,6 +73,7 @@ LAW = dist.Normal(torch.zeros(1), TAU * torch.ones(1)).to_event(1)
 UNCERTAIN = {"input_noise": READ, "input_prior": LAW}
 
 
+@pytest.mark.slow
 def test_nuts_has_the_exact_posterior():
     data = line()
     mean, covariance = data.exact()

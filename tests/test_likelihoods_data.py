@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import some
 from torch import Tensor, nn
 
 import bnn
@@ -70,7 +71,7 @@ MADE_FOR = {
 }
 
 
-@pytest.mark.parametrize("name", MADE_FOR)
+@pytest.mark.parametrize("name", some(MADE_FOR, {"heteroscedastic", "laplace"}))
 def test_the_right_noise_predicts_better_than_gaussian(name):
     """The paired difference of held-out log-density is above five of its standard errors, taken over seeds."""
     make, likelihood, outputs = MADE_FOR[name]
@@ -146,6 +147,7 @@ def test_dropping_and_ignoring_censored_times_miss_them(way):
     assert bool((survival_errors(way, 3).mean(0) < -3).all())
 
 
+@pytest.mark.slow
 def test_control_censored_times(patch_line):
     """An end of study that counts as an event."""
     patch_line(IntervalLaw, "log_prob", "exact = low == high", "exact = low == low")
@@ -156,6 +158,7 @@ def test_control_censored_times(patch_line):
 # -------------------------------------------------------------------------------------------------------------- mcycle
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MCYCLE.exists(), reason="the data set mcycle is not on this machine")
 def test_noise_of_its_own_predicts_mcycle_better():
     """Accelerations of a helmet, calm at first, then not: every row is predicted from the other four fifths.

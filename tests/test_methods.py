@@ -6,6 +6,7 @@ import pytest
 import torch
 from chains import student
 from linear import linear_regression
+from marks import some
 from methods import TABLE, Enrolled
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ def test_every_method_is_enrolled() -> None:
     assert set(TABLE) == set(bnn.METHODS)
 
 
+ONES = [name for name in TABLE if name != "auto"]  # which is one of the others
 CLAIMED = [name for name, line in TABLE.items() if line.exact is not None]
 
 
@@ -68,24 +70,26 @@ def check(name: str) -> None:
     assert (error[3:] < 0.2).all(), f"the variances are too noisy to tell 10 % of a deviation: {error}"
 
 
-#: Its covariance is held to the exact one in test_gaussian_vi.py too, in a third of the time.
-LONG = {"low_rank"}
+#: Those whose covariance is held to the exact one elsewhere too, in a third of the time: in test_gaussian_vi.py,
+#: test_exact.py, test_mcmc.py.
+LONG = {"low_rank", "full_rank", "mean_field", "hmc", "nuts"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CLAIMED]
-)
+@pytest.mark.parametrize("name", some(CLAIMED, lambda name: name not in LONG))
 def test_claim(name: str) -> None:
     check(name)
 
 
 @pytest.mark.parametrize(
     ("name", "owner", "function", "old", "new"),
-    [
-        ("map", Objective, "data_nll", "n_data=self.n_data", "n_data=3 * self.n_data"),
-        ("full_rank", Objective, "_evaluate", "nll + temperature * kl", "nll + 2 * kl"),
-        ("hmc", Objective, "data_nll", "n_data=self.n_data", "n_data=2 * self.n_data"),
-    ],
+    some(
+        [
+            ("map", Objective, "data_nll", "n_data=self.n_data", "n_data=3 * self.n_data"),
+            ("full_rank", Objective, "_evaluate", "nll + temperature * kl", "nll + 2 * kl"),
+            ("hmc", Objective, "data_nll", "n_data=self.n_data", "n_data=2 * self.n_data"),
+        ],
+        lambda control: control[0] not in LONG,
+    ),
 )
 def test_controls_of_the_claims(patch_line, name: str, owner, function: str, old: str, new: str) -> None:
     patch_line(owner, function, old, new)
@@ -108,7 +112,7 @@ def quick(name: str, seed: int = 0) -> tuple[bnn.BNN, tuple[Tensor, Tensor], bnn
     return model, data, bnn.fit(model, data, method, seed=seed, compile=backend, progress=False)
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if name != "auto"])  # which is one of the others
+@pytest.mark.parametrize("name", some(ONES, lambda name: name not in {"nuts", "hmc"}))
 def test_any_fit(name: str, tmp_path) -> None:
     """Shapes, dtypes, finiteness; same seed, same draws; other seeds, others; files; the ArviZ tree."""
     model, (x, y), posterior = quick(name)

@@ -5,10 +5,12 @@ Warnings are errors here (pyproject.toml), a `CaptureWarning` among them; the ba
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from marks import some
 from networks import KINDS, Kind, make_kind
 from torch import Tensor, nn
 
@@ -27,8 +29,9 @@ METHODS = {
     "last layer": bnn.Laplace(of=STEPS, weights="last_layer"),
     "ensemble": bnn.Ensemble(members=2, of=STEPS),
 }
-#: Kinds that differ little from others in the table, and whose programs are long: MAP is for every day.
-LIKE_OTHERS = {name for name in KINDS if name.startswith("nets.")} | {"gru, stacked, both ways", "transformer encoder"}
+#: Kinds that are under every method every day, one for each way in which networks differ; MAP is for all.
+WITH_ALL = {"mlp", "conv, batch norm", "rnn", "multi-head attention", "tied embedding"}
+WITH_ALL |= {"named inputs", "returns a dict"}
 #: Kinds without a last layer of their own, and what is said of them.
 NO_LAST_LAYER = {"tied embedding": "shared weights count where they stand first: {'out.weight': 'embedding.weight'}"}
 
@@ -71,11 +74,7 @@ def check_predictions(posterior: bnn.Posterior, name: str, x: Inputs, folder: Pa
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [
-        pytest.param(name, method, marks=[pytest.mark.slow] if name in LIKE_OTHERS and method != "map" else [])
-        for name in KINDS
-        for method in METHODS
-    ],
+    some(itertools.product(KINDS, METHODS), lambda pair: pair[1] == "map" or pair[0] in WITH_ALL),
 )
 def test_a_kind_of_network_fits_and_comes_back(name: str, method: str, tmp_path: Path) -> None:
     if method == "last layer" and name in NO_LAST_LAYER:

@@ -452,8 +452,8 @@ def test_nothing_there(model, tmp_path):
 
 
 @pytest.fixture
-def one_saved(model, regression, quick, tmp_path):
-    return quick(model, regression, bnn.MeanField(epochs=1)).save(tmp_path / "run")
+def one_saved(tmp_path):
+    return fitted("mean_field")[2].save(tmp_path / "run")
 
 
 def rewrite(path, change):

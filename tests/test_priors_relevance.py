@@ -67,6 +67,7 @@ def test_a_gaussian_prior_does_not():
         check_finds("normal")
 
 
+@pytest.mark.slow
 def test_the_horseshoe_predicts_better():
     """Paired differences of the held-out log-density a row: above 0 by three standard errors, over data sets pooled."""
     pairs = [fitted("horseshoe", seed)[1] - fitted("normal", seed)[1] for seed in range(DATA_SETS)]
@@ -74,6 +75,7 @@ def test_the_horseshoe_predicts_better():
     assert difference.mean() > 3 * difference.std() / math.sqrt(len(difference))
 
 
+@pytest.mark.slow
 def test_control_one_scale_for_all_inputs(patch_line, monkeypatch):
     """Without local scales there is nothing to find with."""
     from bnn.priors.horseshoe import Shrinking

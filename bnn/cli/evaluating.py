@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import torch
 
-from bnn.analysis import Estimate, paired
+from bnn.analysis import Estimate, paired, scores
 from bnn.cli.errors import UserError, in_words
 from bnn.cli.folder import Saved, find, open_run
 from bnn.cli.output import Output, finite, muted
 from bnn.cli.plan import split
 from bnn.cli.predicting import check_level, read, read_inputs
-from bnn.cli.rivals import Rival, scored
+from bnn.cli.rivals import Rival
 from bnn.cli.saving import type_of
 from bnn.cli.settings import from_toml, resolved
 from bnn.cli.verdict import Calibration, calibration, scores_json, shown, table
@@ -97,7 +97,7 @@ def judged(saved: Saved, whole: Table, frame: pl.DataFrame, level: float, seed: 
     y = torch.as_tensor(np.searchsorted(saved.estimator.classes_, targets) if classes else targets)
     with muted(), in_words():
         prediction = saved.estimator.predict_distribution(frame.filter(pl.Series(there)))
-        found = scored(prediction, y, level, seed)
+        found = scores(prediction, y, level=level, seed=seed)
         return Judged(found, calibration(prediction, y, found, level, seed), len(y))
 
 

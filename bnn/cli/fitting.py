@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from bnn.analysis import scores
 from bnn.checkpoint import Checkpoint
 from bnn.cli.build import estimator as build
 from bnn.cli.errors import Interrupted, UserError, in_words, of_system
 from bnn.cli.folder import Place
 from bnn.cli.output import Output, muted
-from bnn.cli.rivals import Rival, linear, scored
+from bnn.cli.rivals import Rival, linear
 from bnn.cli.rows import Data, Rows
 from bnn.cli.saving import save, type_of
 from bnn.cli.settings import Settings
@@ -118,7 +119,7 @@ class _Work:
         y = self._targets(model, judged)
         with muted(), in_words():
             prediction = model.predict_distribution(judged.x)
-            found = scored(prediction, y, settings.interval, settings.seed)
+            found = scores(prediction, y, level=settings.interval, seed=settings.seed)
         method, discrete = type_of(model), not data.plan.classes and prediction.discrete
         rivals, missing = self._rivals(model, judged, y, method, discrete=discrete) if settings.checks else ([], [])
         inference, good = self._diagnosis(model) if settings.checks else ([], True)
@@ -164,11 +165,10 @@ class _Work:
             try:
                 with muted():
                     name, prediction = make(model, judged)
-                    table = scored(
-                        prediction, y.to(prediction.outputs.device), self.settings.interval, self.settings.seed
-                    )
+                    own = y.to(prediction.outputs.device)
+                    table = scores(prediction, own, level=self.settings.interval, seed=self.settings.seed)
             except (ValueError, TypeError, np.linalg.LinAlgError) as error:
-                missing.append(f"No {title}: {' '.join(str(error).split())}.")
+                missing.append(f"No {title}: {_said(error)}.")
                 continue
             if discrete and isinstance(prediction.likelihood, Gaussian):
                 del table["log_density"]  # of a density, where the model's is a probability
@@ -201,7 +201,11 @@ class _Work:
             try:
                 return diagnosed(model.posterior_, train, held if len(data.held_out) else None, self.settings.seed)
             except (ValueError, TypeError) as error:
-                return [f"Inference: not diagnosed: {' '.join(str(error).split())}."], True
+                return [f"Inference: not diagnosed: {_said(error)}."], True
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _notes(model: Any) -> list[str]:

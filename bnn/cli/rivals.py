@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bnn.analysis import Estimate, scores
+from bnn.analysis import Estimate
 from bnn.likelihoods import Categorical, Gaussian
 from bnn.prediction import Prediction
 from bnn.reporting.baseline import ridge
@@ -23,11 +23,6 @@ class Rival(NamedTuple):
 
     title: str
     scores: dict[str, Estimate]
-
-
-def scored(prediction: Prediction, y: Any, level: float, seed: int) -> dict[str, Estimate]:
-    """The scores of a prediction, in the target's own units."""
-    return scores(prediction, y, level=level, seed=seed)
 
 
 def linear(x: NDArray[Any], y: NDArray[Any], new: NDArray[Any], classes: int) -> tuple[str, Prediction]:

@@ -32,7 +32,7 @@ from bnn.files import (
     versions,
     write_posterior,
 )
-from bnn.files.manifest import ESTIMATOR, ESTIMATOR_TENSORS, SCHEMA
+from bnn.files.manifest import ESTIMATOR, ESTIMATOR_TENSORS, SCHEMA, check_schema
 from bnn.history import History
 from bnn.inference import Variational
 from bnn.values import NotPlainError, from_json, in_a_line, to_json
@@ -81,10 +81,7 @@ def load_estimator(path: Path, module: Any = None) -> Estimator:
     """
     record = read_json(path / ESTIMATOR)
     try:
-        if isinstance(record["schema"], int) and record["schema"] > SCHEMA:
-            raise ValueError(
-                f"{path} was written by a newer bnn (schema {record['schema']}, this one reads {SCHEMA}): upgrade"
-            )
+        check_schema(path, record["schema"])
         kind = getattr(estimators, record["class"]) if record["class"] in estimators.__all__ else None
         if kind is None:
             raise ValueError(f"{record['class']!r} is no estimator of this bnn")

@@ -82,8 +82,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     record = read_json(path)
     schema = record.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise ValueError(f"{folder} was written by a newer bnn (schema {schema}, this one reads {SCHEMA}): upgrade")
+    check_schema(folder, schema)
     checksum = record.pop("checksum", None)
     if checksum != _checksum(record):
         raise ValueError(f"{path} is damaged: its checksum is not that of what it says")
@@ -96,6 +95,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {in_a_line(error)}") from error
     return Manifest(record["kind"], files)
+
+
+def check_schema(folder: Path, schema: object) -> None:
+    """Raise `ValueError` if a file of a run folder is of a newer version than this one reads."""
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(f"{folder} was written by a newer bnn (schema {schema}, this one reads {SCHEMA}): upgrade")
 
 
 def add_file(folder: str | Path, name: str, content: bytes) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from bnn.approximations import Approximation, Guide, Mixture, held, restored
-from bnn.files.manifest import JSON, MANIFEST, SCHEMA, TENSORS, Manifest, read_manifest
+from bnn.files.manifest import JSON, MANIFEST, SCHEMA, TENSORS, Manifest, check_schema, read_manifest
 from bnn.files.model import model_parts, needed, rebuilt_model
 from bnn.files.record import check_model, check_names, checked_shapes, model_record, versions, with_inputs_of
 from bnn.files.strict import read_json, read_tensors
@@ -192,9 +192,7 @@ def read_saved(path: Path) -> Saved:
     """
     record = read_json(path / JSON)
     try:
-        schema = record["schema"]
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise ValueError(f"{path} was written by a newer bnn (schema {schema}, this one reads {SCHEMA}): upgrade")
+        check_schema(path, record["schema"])
         for key, kind in _TYPES.items():
             if not isinstance(record[key], kind):
                 raise TypeError(f"{key} is of the wrong type")

@@ -19,7 +19,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from bnn.data import Batch, LoaderSource, Place, Source
+from bnn.data import Batch, LoaderSource, Place, Source, side_by_side
 from bnn.distributed import RankError, World, permutation
 
 
@@ -113,10 +113,7 @@ class _SharedLoader(Source):
 
     def member_batches(self, members: int) -> Iterator[Batch]:
         """The loader read once a member, side by side."""
-        for parts in zip(*[self.batches() for _ in range(members)], strict=True):
-            leaves = zip(*(part.leaves for part in parts), strict=True)
-            joined = Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
-            yield replace(joined, share=parts[0].share)
+        return side_by_side(self, members)
 
     def _next(self, items: Iterator[Batch]) -> Batch | None:
         try:

@@ -26,9 +26,8 @@ def some_members(method: Ensemble, source: Source, objective: Objective, own: ra
     from bnn.inference.swag import SWAG
 
     model = objective.model
-    if type(method.of) in (MAP, SWAG) and not depends_on_mode(model.net) and model.readings is None:
-        return _SomeMembers(source, own, method.members)
-    if own.start:
+    order_alone = type(method.of) in (MAP, SWAG) and not depends_on_mode(model.net) and model.readings is None
+    if own.start and not order_alone:
         seed_generators(other_seed(seed, f"member {own.start}"), model.like.device)
     return _SomeMembers(source, own, method.members)
 

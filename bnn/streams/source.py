@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnn.data import Batch, Place, Source, as_batch
+from bnn.data import Batch, Place, Source, as_batch, side_by_side
 from bnn.distributed import World
 from bnn.likelihoods import Likelihood
 from bnn.streams.base import Piece, Stream, cut
@@ -81,10 +81,7 @@ class StreamSource(Source):
     def member_batches(self, members: int) -> Iterator[Batch]:
         """The stream read once a member, side by side, each in an order of its own and with its part of the memory."""
         self._share_of_memory = members
-        for parts in zip(*[self.batches() for _ in range(members)], strict=True):
-            leaves = zip(*(part.leaves for part in parts), strict=True)
-            joined = Batch.rebuild(parts[0].structure, [torch.stack(same) for same in leaves])
-            yield replace(joined, share=parts[0].share)
+        return side_by_side(self, members)
 
     def _steps(self) -> Iterator[tuple[int, float]]:
         """This rank's rows in each step, and which part of all rows of the step they are."""
