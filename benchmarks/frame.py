@@ -59,7 +59,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Reach:
-    """A ratio that was set as a goal: `own` to the best of `bases`."""
+    """A ratio that was set as a goal: `own` to the best of `bases`; without bases, the figure itself."""
 
     what: str
     own: str
@@ -175,10 +175,10 @@ ROLES = ("own", "limit", "peer", "beside")
 def _reach(reach: Reach, figures: Mapping[str, Sequence[float]], medians: Mapping[str, float]) -> dict[str, Any]:
     bases = [name for name in reach.bases if name in figures]
     told: dict[str, Any] = {"what": reach.what, "limit": reach.limit, "at_most": reach.at_most}
-    if reach.own not in figures or not bases:
+    if reach.own not in figures or (reach.bases and not bases):
         return {**told, "measured": None, "reached": None}
-    base = (min if reach.at_most else max)(bases, key=lambda name: medians[name])
-    found = ratio(figures[reach.own], figures[base])
+    base = (min if reach.at_most else max)(bases, key=lambda name: medians[name], default=None)
+    found = quartiles(figures[reach.own]) if base is None else ratio(figures[reach.own], figures[base])
     reached = found[1] <= reach.limit if reach.at_most else found[1] >= reach.limit
     return {**told, "own": reach.own, "base": base, "measured": list(found), "reached": reached}
 

@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
 from benchmarks.frame import Gap, Ready, timed
-from benchmarks.problems import LR, NOISE, PROBLEMS, REPEATS, STILL, Problem
+from benchmarks.problems import LR, NOISE, PROBLEMS, REPEATS, Problem
 
 
 def _model(problem: Problem) -> Any:
@@ -68,7 +68,7 @@ def svi(problem: str, loop: str = "python", elbo: str = "mean_field") -> Ready:
         placed = work.point(size)
         params = {f"{name}_auto_loc": jnp.asarray(value) for name, value in placed["loc"].items()}
         params |= {f"{name}_auto_scale": jnp.asarray(value) for name, value in placed["scale"].items()}
-        keys = jax.random.split(jax.random.PRNGKey(1), 1 if size == STILL else REPEATS)
+        keys = jax.random.split(jax.random.PRNGKey(1), REPEATS[size])
         return [float(value(key, params)) / work.rows for key in keys]
 
     epoch()  # compile

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bnn
 from benchmarks.frame import Ready, timed
-from benchmarks.problems import NOISE, REPEATS, STILL, Problem
+from benchmarks.problems import NOISE, REPEATS, Problem
 
 Step = Callable[[Tensor, Tensor], Any]
 
@@ -106,7 +106,7 @@ def losses(
         place(*point(problem, size))
         x, y = (part[: problem.batch] for part in data_of(problem))
         torch.manual_seed(4)
-        return [float(value(x, y)) + constant(problem) for _ in range(1 if size == STILL else REPEATS)]
+        return [float(value(x, y)) + constant(problem) for _ in range(REPEATS[size])]
 
     return loss
 

@@ -130,11 +130,14 @@ def draw_sizes(config: Config) -> Figure:
 def draw_families(config: Config) -> Figure:
     figure = Figure(figsize=(2.6 * len(FAMILIES), 2.9), layout="constrained")
     net = mlp(config.family_depth, config.family_width)
-    for ax, (name, prior) in zip(figure.subplots(1, len(FAMILIES)), FAMILIES.items(), strict=True):
+    panels = figure.subplots(1, len(FAMILIES))
+    for ax in panels[1:-1]:
+        ax.sharey(panels[0])  # those of equal variance; the horseshoe has none
+    for ax, (name, prior) in zip(panels, FAMILIES.items(), strict=True):
         prior_functions(believed(config, net, prior), inputs(config), ax, num=6)
         ax.get_legend().remove()
         ax.set(title=name, xlabel="", ylabel="")
-    figure.suptitle(f"weights of equal variance: {BANDS}", fontsize=9)
+    figure.suptitle(f"weights of equal variance, and the horseshoe, which has none: {BANDS}", fontsize=9)
     figure.supxlabel("x")
     figure.supylabel("f")
     return figure

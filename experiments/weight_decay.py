@@ -26,8 +26,7 @@ from frame import Study, experiment
 from tables import Table
 from torch import Tensor, nn
 from weight_decay_figures import draw_overfit, draw_paths, draw_stops
-from weight_decay_overfit import OVERFIT, Overfit, overfit, summary
-from weight_decay_overfit import QUICK as QUICK_OVERFIT
+from weight_decay_overfit import OVERFIT, overfit, summary
 from weight_decay_paths import PATHS, at_strength
 from weight_decay_setup import QUICK, Config, Data, linear, linear_decay, load
 
@@ -221,10 +220,8 @@ def main(study: Study[Config]) -> None:
         ]
         for penalty, values in strengths.items()
     }
-    setting = Overfit() if config.halves > QUICK.halves else QUICK_OVERFIT
     halves = [
-        study.unit(f"overfit-{seed}", functools.partial(overfit, config, data, setting, seed))
-        for seed in range(config.halves)
+        study.unit(f"overfit-{seed}", functools.partial(overfit, config, data, seed)) for seed in range(config.halves)
     ]
     ends = {row["name"]: torch.tensor(row["weights"]) for row in stops}
     moved = [float((ends[name] - ends[name.removesuffix(", loss x 10")]).norm()) for name in ends if "x 10" in name]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tables import with_error
 from torch import Tensor, nn
-from weight_decay_setup import Config, Data, linear_decay
+from weight_decay_setup import Config, Data, Overfit, linear_decay
 
 import bnn
 
@@ -17,22 +16,9 @@ Rows = tuple[Tensor, Tensor]
 NONE = "no penalty"
 
 
-@dataclass(frozen=True)
-class Overfit:
-    """Twice as many weights as rows: 10-40-1 has 481, half of the data has 221."""
-
-    hidden: int = 40
-    strengths: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)  # of all but L1, which gets a tenth
-    steps: int = 3000  # of all rows at once
-    lr: float = 0.01
-    every: int = 50  # steps between two looks at the rows that are held out
-
-
-QUICK = Overfit(hidden=20, strengths=(0.03,), steps=600)
-
-
-def overfit(config: Config, data: Data, setting: Overfit, seed: int) -> dict[str, Any]:
+def overfit(config: Config, data: Data, seed: int) -> dict[str, Any]:
     """One half of the rows, by chance, is fitted, the other predicted: mean squared errors of both."""
+    setting = config.overfit
     order = torch.randperm(data.n, generator=torch.Generator().manual_seed(seed))
     rows, held = [(data.x[own], data.y[own]) for own in order.chunk(2)]
     torch.manual_seed(seed)
@@ -43,7 +29,7 @@ def overfit(config: Config, data: Data, setting: Overfit, seed: int) -> dict[str
     for strength in setting.strengths:
         paths[f"AdamW {strength:g}"] = adamw(net, rows, held, setting, strength)
         found.append(score("AdamW", strength, paths[f"AdamW {strength:g}"][-1]))
-        found += under_priors(config, net, rows, held, setting, strength, seed)
+        found += under_priors(config, net, rows, held, strength, seed)
     return {"looks": list(range(0, setting.steps + 1, setting.every)), "paths": paths, "rows": found}
 
 
@@ -74,15 +60,15 @@ def adamw(net: nn.Module, rows: Rows, held: Rows, setting: Overfit, decay: float
 
 
 def under_priors(
-    config: Config, net: nn.Module, rows: Rows, held: Rows, setting: Overfit, strength: float, seed: int
+    config: Config, net: nn.Module, rows: Rows, held: Rows, strength: float, seed: int
 ) -> list[dict[str, Any]]:
     """The modes under the priors that L2 and L1 penalties are, and the posterior under the first."""
     options: dict[str, Any] = {"n_data": len(rows[1]), "loss": "mse", "noise_scale": config.noise_scale}
     gaussian = bnn.priors.Normal.from_weight_decay(strength, **options)
     laplace = bnn.priors.Laplace.from_l1(strength / 10, **options)
     training: dict[str, Any] = {
-        "epochs": setting.steps,
-        "lr": setting.lr,
+        "epochs": config.overfit.steps,
+        "lr": config.overfit.lr,
         "batch_size": None,
         "schedule": linear_decay,
     }

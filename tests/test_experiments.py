@@ -118,6 +118,18 @@ def test_mean_field_has_its_known_answer(results):
         assert (np.abs(got - known) < np.abs(got - exact)).all()
 
 
+def test_more_weights_than_rows_overfit_without_a_prior(results):
+    """What the prior costs on the rows that are fitted it gives back on the others."""
+    rows = {row["way"]: row for row in results["overfit"]["rows"]}
+    none = rows["no penalty"]
+    for way in ("L2: mode, Gaussian prior", "posterior, Gaussian prior"):
+        assert rows[way]["train"] > 1.1 * none["train"]
+        assert rows[way]["test"] < none["test"]
+    path = np.array(results["overfit"]["halves"][0]["paths"]["no penalty"])
+    assert path[-1, 0] < path[:, 0].min() + 1e-3
+    assert path[-1, 1] > path[:, 1].min() + 0.02  # held out: best on the way, not at the end
+
+
 @pytest.mark.slow
 def test_the_default_run_says_what_the_quick_one_says(tmp_path):
     results = run("weight_decay", tmp_path)

@@ -177,9 +177,35 @@ def subject(likelihood, outputs, data, test=None, method=None, **options) -> Sub
     return subject_of(fitted(model, data, method or bnn.MAP(epochs=3)), data, test, **options)
 
 
-def test_the_baseline_of_classes_is_their_shares():
+def test_the_baseline_of_classes_is_logistic_regression():
+    """For labels, and for yes and no; its numbers by hand, up to where its solver stops."""
+    from sklearn.linear_model import LogisticRegressionCV
+
+    x, new = (rows(90, seed)[0] for seed in (1, 2))
+    y, y_new = ((3 * inputs[:, 0]).round().clamp(-1, 1).long() + 1 for inputs in (x, new))
+    found = baselines.baseline(subject(likelihoods.Categorical(), 3, (x, y), (new, y_new)))
+    assert found.title == "logistic regression"
+    scaled, told = (((inputs - x.mean(0)) / x.std(0, correction=0)).numpy() for inputs in (x, new))
+    own = LogisticRegressionCV(
+        Cs=np.logspace(-4, 4, 9),
+        cv=5,
+        scoring="neg_log_loss",
+        max_iter=2000,
+        use_legacy_attributes=False,
+        l1_ratios=(0,),
+    ).fit(scaled, y.numpy())
+    logs = torch.as_tensor(own.predict_log_proba(told))
+    assert found.scores["nll"].mean == pytest.approx(-float(logs[torch.arange(90), y_new].mean()), rel=2e-2)
+    yes = baselines.baseline(subject(likelihoods.Bernoulli(), 1, (x, (y > 0).float()), (new, (y_new > 0).float())))
+    assert yes.title == "logistic regression"
+    assert yes.scores["accuracy"].mean > 0.85
+
+
+def test_the_baseline_of_classes_is_their_shares_where_there_are_too_many_numbers(monkeypatch):
+    monkeypatch.setattr(baselines, "_MOST", 89)
     x, y = torch.randn(30, 3), torch.tensor([0] * 18 + [1] * 9 + [2] * 3)
     found = baselines.baseline(subject(likelihoods.Categorical(), 3, (x, y)))
+    assert found.title == "majority class"
     assert found.scores["accuracy"].mean == 0.6
     shares = torch.tensor([19, 10, 4]) / 33
     assert found.scores["nll"].mean == pytest.approx(-float(shares.log()[y].mean()), rel=1e-5)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.frame import Family, Work
-from benchmarks.work import steps
+from benchmarks.work import ensembles, laplaces, memories, predictions, starts, steps
 
-DEFAULT = "step.tiny,step.small,step.mnist,ivon"
+DEFAULT = "step.tiny,step.small,step.mnist,ivon,predict,ensemble,laplace,memory,start"
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (steps.FAMILY, steps.IVON)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (
+        steps.FAMILY, steps.IVON, predictions.FAMILY, ensembles.FAMILY, laplaces.FAMILY, memories.FAMILY, starts.FAMILY,
+    )  # fmt: skip
+}
 
 
 def selected(names: str) -> list[tuple[Family, list[Work]]]:

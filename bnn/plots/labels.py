@@ -50,7 +50,8 @@ def confusion(prediction: Prediction, y: Any, ax: Axes | None = None, *, names: 
     rotation = 90 if max(map(len, shown)) > 4 and k > 3 else 0
     ax.set_xticks(range(k), shown, rotation=rotation)
     ax.set_yticks(range(k), shown)
-    ax.set(xlabel="predicted class", ylabel="true class", title="rows, and how certain the model was")
+    ax.set(xlabel="predicted class", ylabel="true class")
+    ax.set_title("rows, and how certain the model was", loc="left")  # centred, it would run over the colour bar
     colour_bar(ax, drawn, "share of the true class")
     return ax
 

@@ -1,20 +1,21 @@
-"""What anybody would have predicted without a network: ridge regression, or how often each class occurs."""
+"""What anybody would have predicted without a network: by a linear model, or how often each class occurs."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bnn.analysis import Estimate, scores
 from bnn.likelihoods import Bernoulli, Categorical, Gaussian
 from bnn.prediction import Prediction
+from bnn.reporting.linear import logistic, ridge
 from bnn.reporting.subject import Subject, flat_features
 
-_STRENGTHS = np.logspace(-3, 4, 15)
+#: Entries of the inputs up to which logistic regression, with its cross-validation, takes seconds.
+_MOST = 300_000
 
 
 class Baseline(NamedTuple):
@@ -36,7 +37,7 @@ def baseline(subject: Subject) -> Baseline | str:
     if "probs" in likelihood.fields:
         if not subject.one_label:
             return "a row has several labels"
-        title, how, prediction = _frequencies(subject, here)
+        title, how, prediction = _logistic(subject, here) or _frequencies(subject, here)
     elif "mean" in likelihood.fields and train.y.dim() <= 2:
         found = _ridge(subject, here)
         if isinstance(found, str):
@@ -51,21 +52,45 @@ def baseline(subject: Subject) -> Baseline | str:
     return Baseline(title, how, table)
 
 
+def _logistic(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | None:
+    """None where the inputs are no numbers, or too many, or the rows are of one class."""
+    x, new = flat_features(subject.train.x), flat_features(subject.known.x)
+    y = _labels(subject, here)
+    if x is None or new is None or x[here].numel() > _MOST or len(np.unique(y)) < 2:
+        return None
+    if not bool(x.isfinite().all()) or not bool(new.isfinite().all()):
+        return None
+    logs = torch.as_tensor(logistic(x[here].numpy(), y, new.numpy(), _classes(subject)))
+    how = "logistic regression on the standardised inputs (scikit-learn's), its penalty by cross-validation"
+    return "logistic regression", how, _of_classes(subject, logs)
+
+
 def _frequencies(subject: Subject, here: Tensor) -> tuple[str, str, Prediction]:
     from sklearn.dummy import DummyClassifier
 
-    y = subject.train.y.reshape(len(subject.train)).long().cpu()[here].numpy()
-    of_labels = subject.prediction.likelihood.labels
-    k = subject.prediction.probs.shape[-1] if of_labels else 2
     # Every class once more, so that none is impossible.
-    labels = np.concatenate([y, np.arange(k)])
+    labels = np.concatenate([_labels(subject, here), np.arange(_classes(subject))])
     shares = DummyClassifier(strategy="prior").fit(np.zeros((len(labels), 1)), labels).class_prior_
-    logs = torch.log(torch.as_tensor(shares))
-    n = len(subject.known)
     how = "the shares of the classes among the training rows, each counted once more (scikit-learn's DummyClassifier)"
-    if of_labels:
-        return "majority class", how, Prediction(Categorical(), logs.expand(1, n, k), {})
-    return "majority class", how, Prediction(Bernoulli(), (logs[1] - logs[0]).expand(1, *subject.known.y.shape), {})
+    logs = torch.log(torch.as_tensor(shares)).expand(len(subject.known), -1)
+    return "majority class", how, _of_classes(subject, logs)
+
+
+def _labels(subject: Subject, here: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    found: np.ndarray[tuple[int], np.dtype[np.int64]]
+    found = subject.train.y.reshape(len(subject.train)).long().cpu()[here].numpy()
+    return found
+
+
+def _classes(subject: Subject) -> int:
+    return subject.prediction.probs.shape[-1] if subject.prediction.likelihood.labels else 2
+
+
+def _of_classes(subject: Subject, logs: Tensor) -> Prediction:
+    """Log-probabilities ``(n, classes)`` as the posterior's kind of prediction."""
+    if subject.prediction.likelihood.labels:
+        return Prediction(Categorical(), logs[None], {})
+    return Prediction(Bernoulli(), (logs[:, 1] - logs[:, 0]).reshape(1, *subject.known.y.shape), {})
 
 
 def _ridge(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | str:
@@ -85,28 +110,3 @@ def _ridge(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | str:
     )
     how += "leave-one-out errors"
     return "ridge regression", how, Prediction(Gaussian(), columns.reshape(1, *shape), {"likelihood.scale": scale})
-
-
-def ridge(x: NDArray[Any], y: NDArray[Any], new: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Ridge regression on standardised inputs, its penalty by leave-one-out errors, one a target.
-
-    Args:
-        x: ``(n, d)``.
-        y: ``(n, k)``.
-        new: ``(m, d)``.
-
-    Returns:
-        Predictions ``(m, k)``, and the root mean square of the leave-one-out errors ``(k,)``.
-    """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(x)
-    inputs = scaler.transform(x)
-    columns, noise = [], []
-    for column in y.T:
-        fit = RidgeCV(_STRENGTHS, store_cv_results=True).fit(inputs, column)
-        columns.append(torch.as_tensor(fit.predict(scaler.transform(new))))
-        chosen = int(np.argmin(np.abs(_STRENGTHS - fit.alpha_)))
-        noise.append(float(np.sqrt(fit.cv_results_[:, chosen].mean())))
-    return torch.stack(columns, -1), torch.tensor(noise, dtype=torch.float64).clamp(min=1e-12)

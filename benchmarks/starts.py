@@ -1,0 +1,39 @@
+"""What it costs to begin: imports and the command line, each in a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.frame import Ready, timed
+from benchmarks.processes import environment, fresh
+
+
+def importing() -> dict[str, Any]:
+    """Seconds of torch and pyro, and of bnn after them."""
+    started = time.perf_counter()
+    import pyro
+    import torch
+
+    assert pyro and torch
+    middle = time.perf_counter()
+    import bnn
+
+    _ = bnn.BNN, bnn.fit, bnn.MeanField, bnn.priors.Normal, bnn.likelihoods.Gaussian
+    return {"before": middle - started, "bnn": time.perf_counter() - middle}
+
+
+def imports(what: str) -> Ready:
+    """``"bnn"``: what it adds; ``"before"``: torch and pyro."""
+    return Ready(lambda: 1e3 * float(fresh("starts:importing", {})[what]))
+
+
+def command(line: str) -> Ready:
+    """A whole run of a command."""
+
+    def run() -> None:
+        subprocess.run([sys.executable, *line.split()], check=True, capture_output=True, env=environment(1))
+
+    return Ready(lambda: timed(run, 1))
