@@ -180,10 +180,14 @@ def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str)
     if tensors[0].device.type == "cpu" and not have_compiler():
         raise RuntimeError(f"compile='inductor' needs a C++ compiler, and there is none to compile {what}: use 'graph'")
     bare, constants = bind_constants(module)
+    for node in bare.graph.nodes:
+        node.meta.clear()  # the fake tensors of the recording: inductor makes its own
+    # A wrapper in C++ around the kernels: half the overhead of one in Python, which for small networks is half a step.
+    options = {"fallback_random": True, "cpp_wrapper": tensors[0].device.type == "cpu"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inductor's own imports
         example: list[Any] = [*constants, *tensors]
-        program = cast(Program, compile_fx(bare, example, config_patches={"fallback_random": True}))
+        program = cast(Program, compile_fx(bare, example, config_patches=options))
     if not constants:
         return program
     return lambda *args: program(*constants, *args)

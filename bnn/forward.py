@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,6 +16,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from bnn.inputs import Inputs, input_leaves, slice_inputs
 from bnn.model import BNN, arguments
 from bnn.precision import network_region
+
+_log = logging.getLogger(__name__)
 
 #: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call:
 #: Python's overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
@@ -76,11 +80,23 @@ def _outputs(
                 for start in range(0, draws, at_once)
             ]
             return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        except RuntimeError:
-            pass  # vmap has no rule for what this network does; if the inputs are at fault, that is raised again below
+        except RuntimeError as error:  # if the inputs are at fault, that is raised again below
+            _say(one_by_one(model.net, error))
     with torch.inference_mode():  # a little less work an operation than no_grad
         outputs = list(_one_by_one(model, weights, shared, x))
     return torch.stack(outputs)
+
+
+def one_by_one(net: nn.Module, error: RuntimeError) -> str:
+    """What is said where torch cannot map a network over draws."""
+    why = str(error).strip().splitlines()[0]
+    return f"the draws of {type(net).__name__} are computed one by one: torch cannot map over them ({why})"
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once: a network predicts again and again."""
+    _log.warning(text)
 
 
 def _outputs_of_own(

@@ -124,9 +124,23 @@ def test_a_network_that_vmap_cannot_map_is_captured_all_the_same(method: str) ->
     x = torch.randn(6, 3)
     posterior = bnn.fit(model, (x, torch.randn(6, 1)), SEVERAL[method], compile="graph", progress=False)
     assert posterior.history.backend == "graph"
+    told = [note for note in posterior.history.notes if "computed one by one: torch cannot map" in note]
+    assert len(told) == (method != "map")
     check_by_draws(posterior, x)
     counts = [value for name, value in posterior.net(0).named_buffers() if "num_batches" in name]
     assert counts == [2]  # once an epoch, though vmap was tried
+
+
+def test_a_prediction_that_vmap_cannot_map_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Untold(Filled):
+        pass
+
+    model = bnn.BNN(Untold(), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian())
+    x = torch.randn(6, 3)
+    posterior = bnn.fit(model, (x, torch.randn(6, 1)), bnn.MeanField(epochs=1), compile="eager", progress=False)
+    for _ in range(2):
+        posterior.predict(x, 5)
+    assert sum("Untold are computed one by one" in line for line in caplog.messages) == 1
 
 
 class Packed(nn.Module):

@@ -9,9 +9,11 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 OneDraw = Callable[[Sequence[Tensor], State], Sequence[Tensor]]
+All = tuple[list[Tensor], State]
+Mapped = Callable[[Callable[[], All]], All | None]
 
 
-def mean_over_draws(one: OneDraw, parts: Sequence[Tensor], state: State, *, batchable: bool) -> list[Tensor]:
+def mean_over_draws(one: OneDraw, parts: Sequence[Tensor], state: State, mapped: Mapped) -> list[Tensor]:
     """What `one` returns, averaged over draws; buffers that a draw changes (batch statistics) become their mean.
 
     Args:
@@ -19,7 +21,7 @@ def mean_over_draws(one: OneDraw, parts: Sequence[Tensor], state: State, *, batc
             tensors.
         parts: What belongs to each draw, ``(draws, ...)`` each.
         state: Buffers and frozen parameters; changed in place.
-        batchable: Whether the draws are mapped over (`Objective.batchable`); else they are taken one after the other.
+        mapped: Makes a call that maps over the draws (`Objective.mapped`); where it gives None, they are taken in turn.
     """
     draws = len(parts[0])
     if draws == 1:
@@ -32,12 +34,10 @@ def mean_over_draws(one: OneDraw, parts: Sequence[Tensor], state: State, *, batc
     def copies() -> State:
         return {name: value.expand(draws, *value.shape).clone() for name, value in state.items()}
 
-    if batchable:
-        try:
-            results, moved = torch.func.vmap(isolated, randomness="different")(list(parts), copies())
-        except RuntimeError:  # vmap has no rule for what this network does
-            batchable = False
-    if not batchable:
+    together = mapped(lambda: torch.func.vmap(isolated, randomness="different")(list(parts), copies()))
+    if together is not None:
+        results, moved = together
+    else:
         many = copies()
         each = [
             isolated([part[i] for part in parts], {name: value[i] for name, value in many.items()})

@@ -92,7 +92,7 @@ class FlowLoss(Objective):
             nll, trace = self.data_nll(self.latents.unflatten(own[0]), points, batch, buffers)
             return nll, cross_entropy(self.latents, trace, own[0], None, own[0])
 
-        nll, cross = mean_over_draws(one, [vectors], state, batchable=self.batchable)
+        nll, cross = mean_over_draws(one, [vectors], state, self.mapped)
         entropy = log_det.mean() + 0.5 * (1 + math.log(2 * math.pi)) * self.latents.size
         return Terms(nll, cross - entropy)
 

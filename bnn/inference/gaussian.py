@@ -140,7 +140,7 @@ class CorrelatedLoss(Objective):
             value = cross_entropy(self.latents, trace, still.loc, scale, draw.detach())
             return nll, path, value.detach()
 
-        nll, path, value = mean_over_draws(one, [deviation, pull], state, batchable=self.batchable)
+        nll, path, value = mean_over_draws(one, [deviation, pull], state, self.mapped)
         path = path - (1 - share) * q.entropy() + total * share * moving
         return Terms(nll, value - still.entropy() + path - path.detach())
 

@@ -166,7 +166,7 @@ class IVONLoss(Objective):
             nll, trace = self.data_nll(self.latents.unflatten(draw), points, batch, buffers)
             return nll, kl_divergence(self.latents, trace, q.loc, q.log_scale, draw)
 
-        return Terms(*mean_over_draws(one, [noise], state, batchable=self.batchable))
+        return Terms(*mean_over_draws(one, [noise], state, self.mapped))
 
     def given(self) -> dict[str, Tensor]:
         """The noise of the draws: half of them, the others are its mirror images."""

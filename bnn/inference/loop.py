@@ -131,6 +131,7 @@ class Training:
         if isinstance(self.optimizer, NaturalOptimizer):
             self.optimizer.backend = cast(Backend, objective.backends[0])
         self.scheduler = None if method.schedule is None else method.schedule(self.optimizer, self.total_steps)
+        self.steps = optimizers.Steps(self.optimizer)
         self.states = States(self, run.checkpoint, started)
         self.states.go_on()
 
@@ -216,7 +217,7 @@ class Training:
 
         # One closure for all optimisers: those that look for a step along a line (LBFGS) call it several times.
         seen: list[Tensor] = []
-        self.optimizer.step(closure)
+        self.steps(closure)
         self.stats.append(seen[0])
         if self.scheduler is not None:
             self.scheduler.step()

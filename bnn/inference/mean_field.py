@@ -144,7 +144,7 @@ class MeanFieldLoss(Objective):
             terms = self._one(parts, own, batch, buffers)
             return terms.nll, terms.kl
 
-        return Terms(*mean_over_draws(one, noise, state, batchable=self.batchable))
+        return Terms(*mean_over_draws(one, noise, state, self.mapped))
 
     def _rows(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor] | None:
         if not self.needs_rows:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnn.approximations import Approximation
 from bnn.capture import Backend, Captured
 from bnn.data import Batch, as_batch
-from bnn.forward import maps_well
+from bnn.forward import maps_well, one_by_one
 from bnn.inference.base import GradientMethod, IterativeMethod
 from bnn.inputs import Inputs, named_leaves, row_shapes
 from bnn.layout import Layout, Site
@@ -28,6 +28,8 @@ from bnn.random import isolated
 from bnn.readings import MEAN, SITE
 
 Params = Mapping[str, Tensor]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Objective(nn.Module, ABC):
             for name in self.buffers_moved:
                 self.state[name] = self.state[name].expand(self.members, *self.state[name].shape).clone()
         self.notes: list[str] = []
+        self._maps = True  # until torch could not
         #: What the method gathers from step to step (`after_step`), one a member if there are members; `approximation`
         #: finds it among its parameters.
         self.gathered: dict[str, Tensor] = {}
@@ -184,7 +187,22 @@ class Objective(nn.Module, ABC):
     @property
     def batchable(self) -> bool:
         """Whether several sets of parameters are best mapped over, rather than taken one after the other."""
-        return self.draws_map and maps_well(self.model.net)
+        return self._maps and self.draws_map and maps_well(self.model.net)
+
+    def mapped(self, call: Callable[[], Result]) -> Result | None:
+        """What a call gives that maps over several sets of parameters; None where they are better taken one by one.
+
+        That torch has no rule for something that the network does is said in `notes`, and not tried again. Where the
+        inputs are at fault, taking them one by one raises once more.
+        """
+        if not self.batchable:
+            return None
+        try:
+            return call()
+        except RuntimeError as error:
+            self._maps = False
+            self.notes.append(one_by_one(self.model.net, error))
+            return None
 
     def one_member(self, batch: Batch) -> Batch:
         """The rows of one member."""

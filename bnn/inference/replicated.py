@@ -78,16 +78,10 @@ class ReplicatedLoss(Objective):
         return Terms(nll, kl)
 
     def _mapped(self, one: _One, arguments: _Arguments) -> tuple[Tensor, ...] | None:
-        """All members in one call; None where vmap has no rule, or a slow one, for what this network does."""
-        if not self.first.batchable:
-            return None
+        """All members in one call, on buffers that a call which fails may change; None: see `Objective.mapped`."""
         params, leaves, buffers = arguments
-        try:  # on buffers that a call which fails may leave changed
-            return torch.func.vmap(one, randomness="different")(
-                params, leaves, {k: v.clone() for k, v in buffers.items()}
-            )
-        except RuntimeError:
-            return None
+        many = torch.func.vmap(one, randomness="different")
+        return self.first.mapped(lambda: many(params, leaves, {k: v.clone() for k, v in buffers.items()}))
 
     def _one_by_one(self, one: _One, arguments: _Arguments) -> tuple[Tensor, ...]:
         assert self.members is not None
