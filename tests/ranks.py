@@ -179,6 +179,15 @@ def resumed(folder: Path) -> Result:
     """Mean-field, stopped by an error in the middle of the second epoch on all ranks, and gone on with."""
     place = Checkpoint(folder / "resumed", steps=3)
     method = bnn.MeanField(epochs=3, batch_size=32)
+    whole, _ = fit(rows(), method)
+    stop(method, place)
+    distributed.world().barrier()
+    result = kept(*fit(rows(), method, checkpoint=place))
+    return {**result, "whole": whole.approximation.tensors()}
+
+
+def stop(method: Any, place: Checkpoint) -> None:
+    """A fit that fails in its sixth step, in the second of three epochs."""
     step, done = loop.Training._step, []
 
     def failing(self: loop.Training, group: Any) -> None:
@@ -187,7 +196,6 @@ def resumed(folder: Path) -> Result:
             raise RuntimeError("power failure")
         step(self, group)
 
-    whole, _ = fit(rows(), method)
     loop.Training._step = failing  # type: ignore[method-assign]
     try:
         bnn.fit(model(), rows(), method, progress=False, compile="graph", checkpoint=place)
@@ -195,9 +203,21 @@ def resumed(folder: Path) -> Result:
         pass
     finally:
         loop.Training._step = step  # type: ignore[method-assign]
-    distributed.world().barrier()
-    result = kept(*fit(rows(), method, checkpoint=place))
-    return {**result, "whole": whole.approximation.tensors()}
+
+
+#: Without noise, so that its answer does not depend on the number of ranks.
+MOVED = bnn.MAP(epochs=3, batch_size=32)
+
+
+def left(folder: Path) -> Result:
+    """Stopped, for another number of ranks to go on with."""
+    stop(MOVED, Checkpoint(folder / "left", steps=3))
+    return {}
+
+
+def taken_up(folder: Path) -> Result:
+    """What another number of ranks has left."""
+    return kept(*fit(rows(), MOVED, checkpoint=Checkpoint(folder / "left", steps=3)))
 
 
 def together(folder: Path) -> Result:
@@ -303,6 +323,8 @@ JOBS: dict[str, Callable[[Path], Result]] = {
         mixture,
         chains,
         resumed,
+        left,
+        taken_up,
         together,
         killed,
         late,

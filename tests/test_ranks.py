@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not torch_distributed.is_gloo_available(), reaso
 #: Sums in another order: of a few hundred float32 terms near 1, over a dozen steps of lr 0.01.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 EXACT = ("map_batches", "map_whole", "map_one_row_left", "map_sampler", "map_stream")
-FAST = (*EXACT, "map_iterable", "mean_field", "stopped", "ensemble", "resumed", "together")
+FAST = (*EXACT, "map_iterable", "mean_field", "stopped", "ensemble", "resumed", "left", "together")
 SLOW = ("map_dataset", "map_loader", "map_search", "map_norm", "anchored", "mixture", "chains", "ivon")
 
 
@@ -68,10 +68,10 @@ def read(folder: Path, name: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """All fast jobs, in one start of two processes."""
+    """All fast jobs, in one start of two processes; and the folder that they had."""
     folder = tmp_path_factory.mktemp("ranks")
     launch(folder, *FAST)
-    return {name: read(folder, name) for name in FAST}
+    return {name: read(folder, name) for name in FAST} | {"folder": [folder]}
 
 
 def equal_on_both(first: Any, second: Any) -> None:
@@ -130,6 +130,27 @@ def test_a_fit_on_two_ranks_goes_on_to_the_same_bytes(results: dict[str, list[An
         for name, value in result["whole"].items():
             assert torch.equal(result["values"][name], value), name
     assert len(results["resumed"][0]["steps"]) == 12 - 3  # it had failed in step 6, after a state at step 3
+
+
+def check_taken_up(result: dict[str, Any], size: int, before: int) -> None:
+    """The answer of a run that nobody stopped, from step 3 on, and a note."""
+    changed = f"ranks: {size} go on, where there were {before}: the noise of other ranks is new"
+    assert result["notes"] == [changed, "went on from step 3"]
+    assert len(result["steps"]) == 12 - 3
+    for name, value in ranks.kept(*ranks.fit(ranks.rows(), ranks.MOVED))["values"].items():
+        torch.testing.assert_close(result["values"][name], value, **TOLERANCE)
+
+
+def test_one_process_goes_on_with_what_two_have_left(results: dict[str, list[Any]]) -> None:
+    check_taken_up(ranks.taken_up(results["folder"][0]), 1, 2)
+
+
+@pytest.mark.slow
+def test_two_go_on_with_what_one_process_has_left(tmp_path: Path) -> None:
+    ranks.left(tmp_path)
+    launch(tmp_path, "taken_up")
+    for result in read(tmp_path, "taken_up"):
+        check_taken_up(result, 2, 1)
 
 
 def test_work_is_spread_and_an_error_on_one_rank_reaches_the_others(results: dict[str, list[Any]]) -> None:

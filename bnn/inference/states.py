@@ -157,7 +157,7 @@ class States:
         """What this rank had; noise of other numbers if there were fewer ranks, or more."""
         if ranks is None or len(ranks) != self._ranks.size:
             before = 1 if ranks is None else len(ranks)
-            told = f"went on with {self._ranks.size} ranks, after {before}: the noise of other ranks is new"
+            told = f"ranks: {self._ranks.size} go on, where there were {before}: the noise of other ranks is new"
             if self._ranks.rank:
                 seed_generators(other_seed(step, f"rank {self._ranks.rank}"), self._device)
                 self.training.at.order = generator_state(self._device)
