@@ -47,10 +47,22 @@ def as_tensor(value: Any, name: str, like: Tensor) -> Tensor:
     try:
         tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(_array(value))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} cannot be read as numbers: {error}") from None
+        why = _text_in(value) if isinstance(error, TypeError) else ""
+        raise TypeError(f"{name} cannot be read as numbers: {why or error}") from None
     if tensor.is_complex():
         raise TypeError(f"{name} has complex numbers ({tensor.dtype})")
     return tensor.to(device=like.device, dtype=like.dtype if tensor.is_floating_point() else None)
+
+
+def _text_in(value: Any) -> str:
+    """Of values that torch refuses: which text is among them, and what to do; empty without one."""
+    text = next((v for v in np.asarray(value).ravel().tolist() if isinstance(v, str)), None)
+    if text is None:
+        return ""
+    return (
+        f"it holds text, as {text!r}. Labels become 0 to k-1 by numpy.unique(labels, return_inverse=True)[1]; "
+        "bnn.BayesianClassifier and bnn.BayesianRegressor take tables and labels with text in them"
+    )
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:

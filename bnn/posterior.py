@@ -240,6 +240,8 @@ class Posterior:
         got = row_shapes(x)
         known = got if self.input_shapes is None or readings is not None else self.input_shapes
         other = f"a row of x has shape {_shapes(got)}, but the model was fitted on {_shapes(known)}"
+        if isinstance(x, Tensor) and [tuple(x.shape)] == known:
+            other += ": one row alone is x[None]"
         if [len(shape) for shape in got] != [len(shape) for shape in known]:
             raise ValueError(other)
         try:

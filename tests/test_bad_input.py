@@ -122,7 +122,7 @@ CASES = {
         "x has NaN.* in 1 of 5 rows: 3$",
     ),
     "too large for float32": (regressor, (np.full((20, 3), 1e300), Y), {}, ValueError, "infinite values in 20 of 20"),
-    "text": (regressor, (["a"] * 20, Y), {}, TypeError, "x cannot be read as numbers"),
+    "text": (regressor, (["a"] * 20, Y), {}, TypeError, "x cannot be read as numbers: it holds text, as 'a'"),
     "complex numbers": (regressor, (X * 1j, Y), {}, TypeError, r"x has complex numbers \(torch.complex64\)"),
     "different lengths": (regressor, (X[:19], Y), {}, ValueError, r"x has shape \(19, 3\) but y has 20 rows"),
     "one target": (regressor, (X, 1.0), {}, ValueError, "y is a single number"),
@@ -161,6 +161,7 @@ CASES = {
     "an unknown method": (regressor, (X, Y), {"method": "nuts!"}, ValueError, "'nuts!'; did you mean 'nuts'"),
     "no method at all": (regressor, (X, Y), {"method": "magic"}, ValueError, "known are map, mean_field"),
     "a class as method": (regressor, (X, Y), {"method": bnn.MAP}, TypeError, "method is a name or a method"),
+    "x and y apart": (regressor, X, {"method": Y}, TypeError, "not a Tensor: x and y are one argument"),
     "a net as model": (net, (X, Y), {}, TypeError, "model is a bnn.BNN, not Sequential"),
     "an unknown backend": (regressor, (X, Y), {"compile": "fast"}, ValueError, "'graph' or 'inductor', not 'fast'"),
     "validation targets of another shape": (

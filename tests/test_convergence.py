@@ -14,6 +14,7 @@ from torch import nn
 import bnn
 from bnn.analysis import FLAGS, align, compatibility, convergence, diagnose, hidden_layers, mixing, rhat_limit
 from bnn.approximations import Chains, Draws, FullRank, Gaussian
+from bnn.cli.verdict import diagnosed
 from bnn.layout import Layout
 from bnn.posterior import Posterior
 
@@ -334,7 +335,11 @@ def test_good_is_no_more_than_what_was_asked(quick, model, regression):
     posterior = quick(model, regression, bnn.Ensemble(members=3, of=bnn.MAP(epochs=2)))
     found = diagnose(posterior, *regression)
     assert found.good
+    assert not found.judged
     assert "no objection to what was asked" in str(found)
+    said, serious = diagnosed(posterior, regression, None, 0)
+    assert "no objection to what could be asked. It could not be asked whether a few fitted networks" in said[0]
+    assert serious
     assert set(found.skipped) == {"convergence, k-hat, width", "coverage"}
 
 

@@ -88,7 +88,7 @@ def test_the_encoding_is_what_it_says():
 def test_embeddings_get_indices_and_the_first_is_unknown():
     frame = pd.DataFrame({"x": [1.0, 3.0, 2.0], "c": ["u", "v", None]})
     encoder = encoder_of(frame, encoding="embedding")
-    with pytest.warns(UserWarning, match="'w' .1 rows, the first is row 1"):
+    with pytest.warns(UserWarning, match="'w' .1 row, the first is row 1"):
         got = encode(encoder, pd.DataFrame({"x": [1.0, 3.0, 2.0], "c": ["v", "w", None]}))
 
     assert encoder.embedded == [4]
@@ -195,6 +195,11 @@ def test_a_bad_table_to_predict_gets_one_sentence(frame, price, what):
     fitted = bnn.BayesianRegressor((4,), **(QUICK | {"epochs": 1})).fit(frame, price)
     with pytest.raises(ValueError, match=words):
         fitted.predict(break_it(frame))
+
+
+def test_an_array_with_text_is_told_of_data_frames(frame, price):
+    with pytest.raises(ValueError, match="An array holds numbers; columns of texts need a data frame"):
+        bnn.BayesianRegressor(**QUICK).fit(frame.to_numpy(), price)
 
 
 BAD_TARGETS = {

@@ -149,6 +149,8 @@ def test_shapes_are_told_in_words(likelihood, outputs, y, words):
     ("outputs", "y", "error", "words"),
     [
         ((5, 3), torch.zeros(5), TypeError, r"integers from 0; y has dtype torch.float32: y.long\(\)"),
+        ((5, 3), torch.zeros(5, 3), TypeError, r"y has dtype torch.float32: y.argmax\(-1\), if it is one-hot"),
+        ((5, 3), torch.zeros(5, 3).long(), ValueError, r"the network gives \(5, 3\): y.argmax\(-1\), if it is one-hot"),
         ((5, 3), torch.zeros(5, 1).long(), ValueError, r"shape \(n,\); y has shape \(5, 1\).*y.squeeze\(-1\)"),
         ((5, 3), torch.zeros(4).long(), ValueError, r"y has shape \(4,\), the network gives \(5, 3\)"),
         ((5,), torch.zeros(5).long(), ValueError, r"outputs of shape \(n, k\).*the network gives \(5,\)"),

@@ -322,8 +322,8 @@ def test_a_failed_prediction_leaves_the_posterior_whole(posterior, regression):
 @pytest.mark.parametrize(
     ("x", "words"),
     [
-        (torch.ones(3), r"a row of x has shape \(\), but the model was fitted on \(3,\)"),
-        (torch.ones(2, 4, 3), r"a row of x has shape \(4, 3\), but the model was fitted on \(3,\)"),
+        (torch.ones(3), r"a row of x has shape \(\), but the model was fitted on \(3,\): one row alone is x\[None\]$"),
+        (torch.ones(2, 4, 3), r"a row of x has shape \(4, 3\), but the model was fitted on \(3,\)$"),
         (2.0, r"rows first and equally many: x has shape \(\)"),
         (torch.ones(0, 3), "x is empty"),
         ([], "x is empty|rows first"),

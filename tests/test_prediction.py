@@ -272,7 +272,7 @@ def test_fields_that_do_not_apply_name_the_likelihood(likelihood):
         (torch.zeros(ROWS, 1), ValueError, r"y has shape \(5, 1\) but the network gives \(5,\)"),
         (torch.zeros(4), ValueError, r"y has shape \(4,\) but the network gives \(5,\)"),
         ([0, 1, math.nan, 0, math.inf], ValueError, "y has NaN or infinite values in 2 of 5 rows: 2, 4"),
-        (["a"] * 5, TypeError, "y cannot be read as numbers"),
+        (["a"] * 5, TypeError, "y cannot be read as numbers: it holds text, as 'a'.*BayesianClassifier"),
     ],
 )
 def test_targets_that_do_not_fit(y, error, words):

@@ -40,7 +40,7 @@ class Surprise:
             said = f"{1 - self.value:.1%} of {self.rows} targets are inside their 90 % interval"
             said += f" ({1 - self.expected:.1%} expected)"
         else:
-            often = "it is as large"
+            often = "it is as large or larger"
             said = f"confidence less accuracy is {self.value:+.1%} over {self.rows} rows"
             said += f" ({self.expected:+.1%} expected)"
         return f"{said}; of a right posterior, {often} with probability {self.p_value:.2g}"

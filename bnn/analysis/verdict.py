@@ -100,6 +100,11 @@ class Verdict:
         """Whether no flag was raised."""
         return not self.flags
 
+    @property
+    def judged(self) -> bool:
+        """Whether the draws themselves could be judged: not the points of an ensemble, without chains or a density."""
+        return _DRAWS not in self.skipped
+
     def __str__(self) -> str:
         good = "no objection" + (" to what was asked" if self.skipped else "")
         lines = [f"{self.method}: " + (good if self.good else ", ".join(dict.fromkeys(self.names)))]
@@ -122,6 +127,8 @@ class Verdict:
         return [f"spread of the weights over that of their prior, by layer: {' to '.join(ends)}"]
 
 
+#: What cannot be asked of points.
+_DRAWS = "convergence, k-hat, width"
 #: What fields of a verdict are called in its text, where that is not their name.
 _TITLES = {"importance": "k-hat", "history": "training loss", "surprise": "coverage"}
 _INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
@@ -175,7 +182,7 @@ def diagnose(
             "network itself: far off limits they say little about the predictions; look at held-out rows"
         )
     if not chains and not continuous:
-        skipped["convergence, k-hat, width"] = (
+        skipped[_DRAWS] = (
             f"{posterior.num_draws} point(s), with neither chains to be compared nor a density: whether they stand for "
             "the posterior is not known; look at held-out rows"
         )

@@ -157,9 +157,7 @@ def _tell(found: dict[str, Judged], saved: dict[str, Saved], output: Output, whe
         differences[path] = {"log_density": finite(apart.mean), "standard_error": finite(apart.standard_error),
                              "clear": clear}  # fmt: skip
         judged_as = "clearly worse" if clear else "no difference that these rows can show"
-        output.say(
-            f"{path} against {best}: log-density {apart.mean:+.3g} ± {apart.standard_error:.2g} a row, {judged_as}."
-        )
+        output.say(f"{path} against {best}: log-density {shown(apart)} a row, {judged_as}.")
     for path in order:
         if found[path].calibration is not None:
             output.say(f"{path}: {found[path].calibration}")

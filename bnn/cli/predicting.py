@@ -134,9 +134,10 @@ def _news(saved: Saved, frame: pl.DataFrame) -> Iterator[str]:
             row = int(np.flatnonzero(new.to_numpy())[0])
             values = texts.filter(new).unique(maintain_order=True)
             shown = ", ".join(map(repr, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+            count = int(new.sum())
             yield (
-                f"column {column.name!r} has categories that the fit had not: {shown} ({int(new.sum())} rows, the "
-                f"first is row {row + 1}); these rows are predicted as of no known category"
+                f"column {column.name!r} has categories that the fit had not: {shown} ({count} row{'s' * (count > 1)}, "
+                f"the first is row {row + 1}); these rows are predicted as of no known category"
             )
         if not column.missing and texts.null_count():
             yield (

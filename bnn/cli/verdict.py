@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,10 @@ _BINS = 10
 _WIDTH = 100
 #: Of one objection to the inference, so many are shown.
 _FINDINGS = 2
+_POINTS = (
+    "It could not be asked whether a few fitted networks stand for the posterior: they may agree more than they "
+    "should, and then epistemic uncertainty is understated (--method laplace or nuts says more of it)"
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Verdict:
         said = []
         for rival, name, gain in self.against:
             how = f"{_SHOWN[name]} {'better' if gain.mean > 0 else 'worse'}"
-            how += f" by {abs(gain.mean):.3g} ± {gain.standard_error:.2g}"
+            how += f" by {shown(replace(gain, mean=abs(gain.mean)))}"
             how += " a row" if name == "log_density" else ""
             clear = abs(gain.mean) > 1.96 * gain.standard_error
             said.append(f"Against {rival.title}: {how}" + ("" if clear else ", which may be chance"))
@@ -268,6 +272,8 @@ def diagnosed(
     serious = [flag for flag in found.flags if flag.name != "poor_approximation"]
     if not serious:
         but = "" if found.good else " but that of k-hat, which objects to nearly every approximation of a network"
+        if not found.judged:
+            but = f" to what could be asked. {_POINTS}"
         return [f"Inference: no objection{but}."], True
     return [
         f"Inference: {flag.name.replace('_', ' ')}: {_shortened(flag.found)}. "

@@ -66,7 +66,8 @@ def _side_by_side(pair: Sequence[Fit], panel: Callable[[Fit, Axes], Axes]) -> Fi
     for ax, made in zip(axes, pair, strict=True):
         panel(made, ax)
         heights.append(ax.get_ylim())
-        ax.set_title("\n".join(filter(None, (made.label, ax.get_title()))))
+        # Broken at its semicolon: a panel of two is too narrow for a whole title.
+        ax.set_title("\n".join(filter(None, (made.label, *ax.get_title().split("; ")))))
     axes[0].set_ylim(
         min(low for low, _ in heights), max(high for _, high in heights)
     )  # the last panel's rule otherwise

@@ -75,7 +75,12 @@ def read_columns(estimator: Any, X: Any, categorical: Collection[str | int], *, 
     except nw.exceptions.DuplicateError as error:
         raise ValueError(f"the table has several columns of one name. {error}") from None
     if not isinstance(frame, nw.DataFrame):
-        values = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        try:
+            values = validate_data(estimator, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan")
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(f"{error}. An array holds numbers; columns of texts need a data frame") from None
         columns = [Column(f"x{i}", values[:, i]) for i in range(values.shape[1])]
     else:
         columns = _frame_columns(estimator, X, frame, reset=reset)

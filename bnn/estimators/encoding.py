@@ -59,10 +59,11 @@ class CategoricalColumn:
         found = np.array([known.get(text, 0) for text in texts], dtype=np.int64)
         rows = np.flatnonzero(found == 0)
         if len(rows):
+            count = f"{len(rows)} row{'s' * (len(rows) > 1)}"
             new = list(dict.fromkeys("a missing value" if t is None else repr(t) for t in texts[rows]))
             words = (
                 f"column {self.name!r} has categories that were not there in training: {', '.join(new[:SHOWN])}"
-                f"{', ...' if len(new) > SHOWN else ''} ({len(rows)} rows, the first is row {rows[0]})"
+                f"{', ...' if len(new) > SHOWN else ''} ({count}, the first is row {rows[0]})"
             )
             if unknown == "error":
                 raise ValueError(f"{words}; unknown='warn' predicts as for no known category")

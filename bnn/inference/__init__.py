@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -44,6 +45,7 @@ from bnn.inference.svgd import SVGD
 from bnn.inference.swag import SWAG
 from bnn.inference.variational import Variational
 from bnn.inference.vbll import VBLL
+from bnn.inputs import ArrayLike
 from bnn.locks import held
 from bnn.model import BNN
 from bnn.posterior import Posterior
@@ -236,6 +238,10 @@ def as_method(method: str | Method) -> Method:
         method = METHODS[method]()
     given: object = method
     if not isinstance(given, Method):
-        hint = f": call it, bnn.{given.__name__}()" if isinstance(given, type) else ""
-        raise TypeError(f"method is a name or a method of bnn.inference, not {given!r}{hint}")
+        said, hint = reprlib.repr(given), ""
+        if isinstance(given, type):
+            hint = f": call it, bnn.{given.__name__}()"
+        elif isinstance(given, ArrayLike):
+            said, hint = f"a {type(given).__name__}", ": x and y are one argument, bnn.fit(model, (x, y), ...)"
+        raise TypeError(f"method is a name or a method of bnn.inference, not {said}{hint}")
     return given

@@ -117,12 +117,15 @@ def check_labels(y: Tensor, shape: tuple[int, ...], outputs: Tensor, k: int, abs
         absent: Which targets are missing.
         since: Why there are k.
     """
+    one_hot = k > 1 and y.shape == (*shape, k)
     if y.is_floating_point() or y.is_complex():
-        raise TypeError(f"class labels are integers from 0; y has dtype {y.dtype}: y.long()")
+        cure = "y.argmax(-1), if it is one-hot" if one_hot else "y.long()"
+        raise TypeError(f"class labels are integers from 0; y has dtype {y.dtype}: {cure}")
     if y.shape != shape:
         words = "(n,)" if len(shape) == 1 else f"{shape}"
         raise ValueError(
             f"class labels have shape {words}; y has shape {tuple(y.shape)}, the network gives {tuple(outputs.shape)}"
+            + (": y.argmax(-1), if it is one-hot" if one_hot else "")
             + (": y.squeeze(-1)" if y.shape == (*shape, 1) else "")
         )
     outside = (((y < 0) | (y >= k)) & ~absent).nonzero()

@@ -51,7 +51,8 @@ def confusion(prediction: Prediction, y: Any, ax: Axes | None = None, *, names: 
     ax.set_xticks(range(k), shown, rotation=rotation)
     ax.set_yticks(range(k), shown)
     ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title("rows, and how certain the model was", loc="left")  # centred, it would run over the colour bar
+    # Two lines and to the left: one, or centred, it would run over the colour bar.
+    ax.set_title("rows, and\nhow certain the model was", loc="left", fontsize="medium")
     colour_bar(ax, drawn, "share of the true class")
     return ax
 

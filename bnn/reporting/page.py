@@ -125,6 +125,9 @@ def _in_short(subject: Subject, verdict: Verdict, base: Baseline | str) -> Secti
 
 
 def _trusted(verdict: Verdict) -> Text:
+    if verdict.good and not verdict.judged:
+        said = "Inference: no objection to what could be asked. It could not be asked whether a few fitted networks"
+        return Text(f"{said} stand for the posterior: they may agree more than they should, and be too sure.")
     if verdict.good:
         return Text("Inference: no objection was found.", "good")
     if set(verdict.names) == {"poor_approximation"}:
