@@ -60,8 +60,8 @@ $(VENV)/.docs: $(STAMP) pyproject.toml constraints.txt
 docs: $(VENV)/.docs  ## build the site into docs/_build/html; warnings and dead links fail
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html -c docs . docs/_build/html
 
-bench: $(STAMP)  ## time one training step against plain PyTorch and plain Pyro
-	$(BIN)/python benchmarks/step.py $(ARGS)
+bench: $(STAMP)  ## time pieces of work side by side: make bench ARGS="--work step.tiny"
+	$(BIN)/python -W ignore -m benchmarks $(ARGS)
 
 clean:  ## remove builds and caches; .venv and runs/ stay
 	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

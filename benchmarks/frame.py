@@ -5,6 +5,7 @@ Nothing here needs more than Python: the interpreter of a peer may have neither 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import statistics
@@ -161,9 +162,7 @@ def summary(work: Work, figures: Mapping[str, Sequence[float]]) -> dict[str, Any
             for name, values in figures.items()
             if name != limit
         },
-        "to_best_peer": {
-            name: list(ratio(figures[name], figures[best])) for name in names["own"] if best is not None
-        },
+        "to_best_peer": {name: list(ratio(figures[name], figures[best])) for name in names["own"] if best is not None},
     }
     row["reaches"] = [_reach(reach, figures, medians) for reach in work.reaches]
     return row
@@ -186,23 +185,27 @@ def _reach(reach: Reach, figures: Mapping[str, Sequence[float]], medians: Mappin
 def machine(options: Options) -> dict[str, Any]:
     """Where and with what a run was made."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
-    def found(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    versions = {name: found(name) for name in PACKAGES}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": options.threads,
+        "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: number for name, number in versions.items() if number},
+        **versions(),
     }
+
+
+def versions() -> dict[str, dict[str, str]]:
+    """Of the packages that take part, as far as this interpreter has them, under ``"versions"``."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"versions": found}
 
 
 PACKAGES = (

@@ -73,4 +73,3 @@ def svi(problem: str, loop: str = "python", elbo: str = "mean_field") -> Ready:
 
     epoch()  # compile
     return Ready(lambda: timed(epoch, work.steps), loss)
-

@@ -109,4 +109,3 @@ def losses(
         return [float(value(x, y)) + constant(problem) for _ in range(REPEATS[size])]
 
     return loss
-

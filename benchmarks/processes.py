@@ -36,7 +36,7 @@ class Child:
         if python is None:
             raise Gap(f"no interpreter named for it: --{contender.python}-python")
         command = [python, "-m", "benchmarks.child", contender.make, json.dumps(dict(contender.settings))]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the child
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(options.threads), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
@@ -70,8 +70,11 @@ class Child:
     def close(self) -> None:
         """End it."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
+        self.errors.close()
 
 
 def serve(contender: Contender) -> None:
@@ -138,7 +141,17 @@ def fresh(
 
 def peak() -> int:
     """Bytes of memory that this process has had at its most (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise Gap("this system does not tell a process's peak of memory")
+    return _status("VmHWM:")
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now (Linux)."""
+    return _status("VmRSS:")
+
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError as error:
+        raise Gap("this system does not tell the memory of a process") from error
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

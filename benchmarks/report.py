@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frame import Family, Options, machine
+from benchmarks.frame import Family, Gap, Options, machine
+from benchmarks.processes import fresh
 from benchmarks.work import FAMILIES
 
 Row = dict[str, Any]
@@ -20,7 +23,12 @@ def save(folder: Path, family: Family, rows: Sequence[Row], options: Options) ->
     kept: dict[str, Row] = {}
     if path.exists():
         kept = {row["work"]: row for row in json.loads(path.read_text())["rows"]}
-    kept |= {row["work"]: {**row, "machine": machine(options)} for row in rows}
+    where = machine(options)
+    for python in options.pythons.values():
+        if python != sys.executable:
+            with contextlib.suppress(Gap, OSError):
+                where["versions"] |= fresh("frame:versions", {}, python=python)["versions"]
+    kept |= {row["work"]: {"machine": where, **row} for row in rows}
     ordered = [kept[work.name] for work in family.works if work.name in kept]
     path.write_text(json.dumps({"family": family.name, "rows": _rounded(ordered)}, indent=1) + "\n")
 
@@ -33,12 +41,14 @@ def read(folder: Path) -> dict[str, list[Row]]:
 
 def table(family: Family, rows: Sequence[Row]) -> str:
     """A row for each piece of work, a column for each contender: medians (quartiles), ratios below them."""
-    names = [n for n in dict.fromkeys(n for row in rows for n in row["contenders"])]
+    names = list(dict.fromkeys(n for row in rows for n in row["contenders"]))
     unit = rows[0]["unit"]
     wide = f"| {unit} |"
     if len(names) > len(rows) + 3:  # more contenders than fit a page's width: on their side
         lines = [wide + "".join(f" {row['title']} | ratios |" for row in rows), "|---|" + "---|---|" * len(rows)]
-        lines += [f"| {name} |" + "".join(f" {_cell(row, name)} | {_ratios(row, name)} |" for row in rows) for name in names]
+        lines += [
+            f"| {name} |" + "".join(f" {_cell(row, name)} | {_ratios(row, name)} |" for row in rows) for name in names
+        ]
     else:
         lines = [wide + "".join(f" {name} |" for name in names), "|---|" + "---|" * len(names)]
         for row in rows:
@@ -77,7 +87,9 @@ def reaches(found: dict[str, list[Row]]) -> str:
                     continue
                 low, middle, high = reach["measured"]
                 told = "reached" if reach["reached"] else "**not reached**"
-                lines.append(f"| {reach['what']} | {goal} | {_short(middle)} ({_short(low)} to {_short(high)}) | {told} |")
+                lines.append(
+                    f"| {reach['what']} | {goal} | {_short(middle)} ({_short(low)} to {_short(high)}) | {told} |"
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +115,8 @@ def page(found: dict[str, list[Row]]) -> str:
 def _machine(rows: Sequence[Row]) -> str:
     one = rows[0]["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in one["versions"].items())
-    return f"{one['processor']}, {one['cores']} cores, {one['threads']} threads, Python {one['python']}; {versions}."
+    threads = "; ".join(f"{row['title']}: {row['machine']['threads']}, load {row['machine']['load']}" for row in rows)
+    return f"{one['processor']}, {one['cores']} cores, Python {one['python']}; {versions}. Threads: {threads}."
 
 
 def _short(number: float) -> str:
@@ -127,11 +140,11 @@ def _rounded(value: Any) -> Any:
 _INTRODUCTION = """# Benchmarks
 
 Everything on this page is written by `python -m benchmarks --page` from the files in `docs/measurements/`, which
-`python -m benchmarks` makes (`make bench ARGS="--work step.tiny"`; `--list` names the pieces of work). Contenders other
-than Pyro are optional: `pip install -c constraints.txt -e '.[bench]'`; one that is missing is a gap. NumPyro and BlackJAX
-may have an environment of their own: `--jax-python PATH`.
+`python -m benchmarks` makes (`make bench ARGS="--work step.tiny"`; `--list` names the pieces of work). Contenders
+other than Pyro are optional: `pip install -c constraints.txt -e '.[bench]'`; one that is missing is a gap. NumPyro
+and BlackJAX may have an environment of their own: `--jax-python PATH`.
 
-Figures are medians of interleaved rounds in one run, with quartiles: each round measures every contender once, and a ratio
-is the median over rounds of the ratio within a round. They are those of one machine, a shared one of two cores: run them
-on your own. Where a step's time goes, and what was tried: [performance](design/performance.md).
+Figures are medians of interleaved rounds in one run, with quartiles: each round measures every contender once, and
+a ratio is the median over rounds of the ratio within a round. They are those of one machine, a shared one of two
+cores: run them on your own. Where a step's time goes, and what was tried: [performance](design/performance.md).
 """

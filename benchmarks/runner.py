@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +70,7 @@ def _check(work: Work, ready: Ready) -> None:
         raise Gap(f"it computes another loss: {wrong}")
 
 
-def _rounds(
-    work: Work, ready: dict[str, Ready], options: Options, gaps: dict[str, str]
-) -> dict[str, list[float]]:
+def _rounds(work: Work, ready: dict[str, Ready], options: Options, gaps: dict[str, str]) -> dict[str, list[float]]:
     """Figures by contender, of rounds in turn. Who takes long, in all, makes three rounds only."""
     figures: dict[str, list[float]] = {name: [] for name in ready}
     spent = dict.fromkeys(ready, 0.0)
@@ -84,6 +83,7 @@ def _rounds(
                 figures[name].append(contender.round())
             except Gap as gap:
                 gaps[name] = str(gap)
+                print(f"{name}: a gap: {gap}", file=sys.stderr, flush=True)
             spent[name] += time.perf_counter() - started
     return {name: values for name, values in figures.items() if values and name not in gaps}
 

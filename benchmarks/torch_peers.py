@@ -181,11 +181,12 @@ def posteriors(problem: str) -> Ready:
 
     work = PROBLEMS[problem]
     net, nll = net_of(work), criterion(work)
+    normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
 
     def log_posterior(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x, y = batch
         outputs = functional_call(net, params, (x,))
-        prior = sum(torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(p).sum() for p in params.values())
+        prior = sum(normal.log_prob(p).sum() for p in params.values())
         return -nll(outputs, y) + prior / work.rows, torch.zeros(())
 
     transform = vi.diag.build(log_posterior, torchopt.adam(lr=LR), temperature=1 / work.rows, init_log_sds=-2.0)
@@ -222,6 +223,6 @@ def ivon_opt(problem: str) -> Ready:
     def loss(size: float) -> list[float]:
         net.load_state_dict({name: torch.from_numpy(value) for name, value in work.start().items()})
         x, y = (part[: work.batch] for part in data_of(work))
-        return [float(loss_fn(net(x), y)) + constant(work)]
+        return [float(loss_fn(net(x), y).detach()) + constant(work)]
 
     return looped(work, data_of(work), step, loss=loss, terms="nll")

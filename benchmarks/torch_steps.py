@@ -36,7 +36,7 @@ def plain(problem: str) -> Ready:
     def loss(size: float) -> list[float]:
         net.load_state_dict({name: torch.from_numpy(value) for name, value in work.start().items()})
         x, y = (part[: work.batch] for part in data_of(work))
-        return [float(loss_fn(net(x), y)) + constant(work)]
+        return [float(loss_fn(net(x), y).detach()) + constant(work)]
 
     return looped(work, data_of(work), step, loss=loss if work.sizes else None, terms="nll")
 
@@ -92,7 +92,10 @@ def pyro_svi(problem: str) -> Ready:
 
     def place(loc: dict[str, Tensor], scale: dict[str, Tensor]) -> None:
         for name in loc:
-            store[f"AutoNormal.locs.{name}"], store[f"AutoNormal.scales.{name}"] = loc[name].clone(), scale[name].clone()
+            store[f"AutoNormal.locs.{name}"], store[f"AutoNormal.scales.{name}"] = (
+                loc[name].clone(),
+                scale[name].clone(),
+            )
 
     def value(x: Tensor, y: Tensor) -> float:
         return svi.evaluate_loss(x, y, n_data=work.rows) / work.rows - constant(work)

@@ -88,7 +88,7 @@ class Captured:
         return self._programs[key]
 
     def _make(self, tensors: Sequence[Tensor], calls: int | None) -> Program:
-        tensors = [t.detach().clone() for t in tensors]
+        tensors = [t.detach() for t in tensors]  # of the caller's: what runs here gets copies, one set at a time
         device = tensors[0].device
         if self._check is not None:
             with isolated(device=device), pyro.validation_enabled(True), torch.no_grad():
@@ -146,12 +146,11 @@ class Captured:
 
     def _agrees(self, program: Program, tensors: Sequence[Tensor]) -> bool:
         """Whether program and function give the same on other numbers under another seed."""
-        other = [_disturbed(t) for t in tensors]
         device = tensors[0].device
         with isolated(seed=20_011, device=device):
-            expected = self._without_validation(*[t.clone() for t in other])
+            expected = self._without_validation(*[_disturbed(t) for t in tensors])
         with isolated(seed=20_011, device=device), torch.autocast(device.type, enabled=False):
-            got = program(*[t.clone() for t in other])
+            got = program(*[_disturbed(t) for t in tensors])
         return all(_close(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -224,7 +223,7 @@ def _autocast(tensors: Sequence[Tensor]) -> torch.dtype | None:
 
 
 def _disturbed(tensor: Tensor) -> Tensor:
-    """Other values of the same kind: rows in reverse, and 1 % more where a number can be any."""
+    """Other values of the same kind, in memory of their own: rows in reverse, 1 % more where a number can be any."""
     tensor = tensor.flip(0) if tensor.dim() else tensor
     return tensor * 1.01 if tensor.is_floating_point() else tensor.clone()
 

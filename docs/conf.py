@@ -95,6 +95,8 @@ MENU = {
         "design/capture",
         "design/sampling",
         "design/prediction",
+        "benchmarks",
+        "design/performance",
         "design/uncertain_inputs",
         "../CONTRIBUTING",
     ],

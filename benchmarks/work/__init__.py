@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from benchmarks.frame import Family, Work
-from benchmarks.work import ensembles, laplaces, memories, predictions, starts, steps
+from benchmarks.work import (
+    ensembles,
+    growth,
+    laplaces,
+    latency,
+    memories,
+    predictions,
+    ranks,
+    sampling,
+    starts,
+    steps,
+    yacht,
+)
 
 DEFAULT = "step.tiny,step.small,step.mnist,ivon,predict,ensemble,laplace,memory,start"
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (
-        steps.FAMILY, steps.IVON, predictions.FAMILY, ensembles.FAMILY, laplaces.FAMILY, memories.FAMILY, starts.FAMILY,
-    )  # fmt: skip
+_MODULES = (yacht, predictions, ensembles, laplaces, sampling, memories, starts, growth, ranks, latency)
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (steps.FAMILY, steps.IVON, *(module.FAMILY for module in _MODULES))
 }
 
 

@@ -23,7 +23,8 @@ def _work(backend: str) -> Work:
 FAMILY = Family(
     "ensemble",
     "Ten members of an ensemble",
-    """500 rows in batches of 32, maximum a posteriori with Adam; both sides by the loop behind `bnn.fit`. Set-up (capture, compilation
-from an empty cache) stands in the file of rounds as `setup_s`: one for all members, against one and nine that find inductor's cache.""",
+    """500 rows in batches of 32, maximum a posteriori with Adam; both sides by the loop behind `bnn.fit`. Set-up
+(capture, compilation from an empty cache) stands in the file of rounds as `setup_s`: one for all members,
+against one and nine that find inductor's cache.""",
     (_work("inductor"), _work("graph")),
 )

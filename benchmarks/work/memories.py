@@ -14,9 +14,9 @@ def _contender(name: str, who: str, role: str = "beside", **settings: str) -> Co
 FAMILY = Family(
     "memory",
     "Memory at the peak of a fit, 10 million weights",
-    """1000-2500-2850-100, 320 rows in batches of 32, three epochs, each fit in a process of its own; the peak that the system tells
-(VmHWM) beyond what the process had before the fit: torch, bnn, the net and the data. Capture, compilation and the posterior that a fit gives
-back are part of it.""",
+    """1000-2500-2850-100, 160 rows in batches of 32, two epochs, each fit in a process of its own; the peak that
+the system tells (VmHWM) beyond what the process had before the fit (torch, bnn, the data), the weights of the net, 40
+MB, included. Capture, compilation and the posterior that a fit gives back are part of it.""",
     (
         Work(
             "fit",

@@ -33,8 +33,8 @@ FAMILY = Family(
     "predict",
     "Prediction with draws in hand",
     """As many plain forward passes of the net as there are draws, in a Python loop without gradients, against
-`posterior.predict(x, draws)`. At one row a forward pass is little but reading the weights: there the sum over all draws, which reads
-every byte once, is the other limit.""",
+`posterior.predict(x, draws)`. At one row a forward pass is little but reading the weights: there the sum
+over all draws, which reads every byte once, is the other limit.""",
     (
         *(_work(name, 100, 1000) for name in ("tiny", "small", "mnist", "conv")),
         *(_work("tiny", draws, rows) for draws, rows in _GRID),

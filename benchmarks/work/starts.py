@@ -7,19 +7,21 @@ from benchmarks.frame import Contender, Family, Reach, Work
 FAMILY = Family(
     "start",
     "Imports and the start of the command line",
-    """Each in a fresh interpreter, files in the system's cache. "bnn, beyond torch and pyro" is `import bnn` and the names that a first
-script uses (`BNN`, `fit`, `MeanField`, a prior, a likelihood), after torch and pyro.""",
+    """Each in a fresh interpreter, files in the system's cache. `import bnn` is what it takes after torch and
+pyro; public names are imported when they are first used: "its names" are `BNN`, `fit`, `MeanField`, a prior
+and a likelihood, after that.""",
     (
         Work(
             "import",
             "import",
             "ms",
             (
-                Contender("bnn, beyond torch and pyro", "starts:imports", {"what": "bnn"}, role="own"),
+                Contender("import bnn", "starts:imports", {"what": "bnn"}, role="own"),
+                Contender("its names", "starts:imports", {"what": "names"}),
                 Contender("torch and pyro", "starts:imports", {"what": "before"}),
             ),
             rounds=5,
-            reaches=(Reach("`import bnn` beyond torch and pyro, ms", "bnn, beyond torch and pyro", (), 200.0),),
+            reaches=(Reach("`import bnn` beyond torch and pyro, ms", "import bnn", (), 200.0),),
         ),
         Work(
             "cli",

@@ -50,12 +50,13 @@ def _work(problem: str, plain: float | None, *, peers: bool, rounds: int = 11) -
 FAMILY = Family(
     "step",
     "A training step of mean-field variational inference",
-    """A step is batch selection, gradient and Adam. Every contender has the same network, start, batch, prior Normal(0, 1),
-likelihood and float32; that each computes the same loss is checked before the rounds, at two points: where the Gaussian
-is narrow, so that both terms are seen exactly, and where it is wide, in expectation. `MeanField` is the epoch of
-`bnn.fit(method="mean_field", compile="inductor")`. NumPyro runs in a process of its own, its rounds between the others';
-batches are indexed inside its compiled update. "plain, compiled, fused Adam" is the deterministic net, captured and
-compiled in the same way: a part of the gain is not Bayesian.""",
+    """A step is batch selection, gradient and Adam. Every contender has the same network, start, batch, prior
+Normal(0, 1), likelihood and float32; that each computes the same loss is checked before the rounds, at two
+points: where the Gaussian is narrow, so that both terms are seen exactly, and where it is wide, in
+expectation. `MeanField` is the epoch of `bnn.fit(method="mean_field", compile="inductor")`. NumPyro runs in
+a process of its own, its rounds between the others'; batches are indexed inside its compiled update.
+"plain, compiled, fused Adam" is the deterministic net, captured and compiled in the same way: a part of the
+gain is not Bayesian.""",
     (
         _work("tiny", 0.8, peers=True),
         _work("small", 0.8, peers=True),

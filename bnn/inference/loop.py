@@ -213,7 +213,8 @@ class Training:
             if not seen:
                 seen.append(stats)
             # Of several members the sum, of which these are the gradients: a search along a line compares the two.
-            return stats[0] * (self.objective.members or 1)
+            members = self.objective.members
+            return stats[0] if members is None else stats[0] * members
 
         # One closure for all optimisers: those that look for a step along a line (LBFGS) call it several times.
         seen: list[Tensor] = []

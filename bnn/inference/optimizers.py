@@ -29,9 +29,9 @@ def make(method: GradientMethod, params: list[Any]) -> torch.optim.Optimizer:
 class Steps:
     """``optimizer.step(closure)``, and for torch's own fused Adam and AdamW the call of their kernel alone.
 
-    What stands around that kernel (hooks, profiling, checks, sorting by device) costs several times the kernel on a small
-    network, and finds the same at every step. The first step is the optimiser's own: it makes the state, which stays in the
-    optimiser, as do its settings.
+    What stands around that kernel (hooks, profiling, checks, sorting by device) costs several times the kernel on a
+    small network, and finds the same at every step. The first step is the optimiser's own: it makes the state, which
+    stays in the optimiser, as do its settings.
 
     Args:
         optimizer: Which nobody steps besides; hooks that are added later are not called.
@@ -42,6 +42,7 @@ class Steps:
         self._direct = _is_fused_adam(optimizer)
         self._begun = False
         self._groups: list[tuple[dict[str, Any], Any, list[list[Any]]]] | None = None
+        self._one = torch.ones(())
 
     def __call__(self, closure: Callable[[], Any]) -> None:
         """One step; the closure leaves the gradients with the parameters."""
@@ -52,9 +53,12 @@ class Steps:
         closure()
         if self._groups is None:
             self._groups = [self._group(group) for group in self.optimizer.param_groups]
+            self._one = self._one.to(self._groups[0][2][-1][0])
         with torch.no_grad():
+            one = self._one
             for group, kernel, (params, *state, steps) in self._groups:
-                torch._foreach_add_(steps, 1)
+                for count in steps:
+                    count.add_(one)  # a tensor: a number would be made one at each step
                 kernel(
                     params,
                     [p.grad for p in params],
@@ -72,7 +76,7 @@ class Steps:
                 )
 
     def _group(self, group: dict[str, Any]) -> tuple[dict[str, Any], Any, list[list[Any]]]:
-        """Settings, kernel, and its tensors: parameters, two averages and the largest of the second, counts of steps."""
+        """Settings, kernel, and its tensors: parameters, both averages, the largest of the second, counts of steps."""
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         states = [self.optimizer.state[p] for p in group["params"]]
         names = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step"]
