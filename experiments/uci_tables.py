@@ -91,9 +91,16 @@ def beside(rows: Sequence[Row], published: Sequence[Published]) -> list[dict[str
     for row in table.values():
         own = ours[row["set"]]
         row |= {"ours": own["ll"], "ours_se": own["ll_se"]}
-        row["better"] = "better" if own["ll"] > row.get("ll", np.inf) else "not better"
+        row["better"] = _verdict(own["ll"] - row["ll"], own["ll_se"], row["ll_se"]) if "ll" in row else "–"
     order = {name: i for i, name in enumerate(ours)}
     return sorted(table.values(), key=lambda row: (order[row["set"]], -row.get("ll", -np.inf)))
+
+
+def _verdict(gain: float, own: float, other: float | None) -> str:
+    """Whether a difference is above twice the errors of both; published ones without an error count as exact."""
+    if abs(gain) < 2 * np.hypot(own, other or 0.0):
+        return "within two errors"
+    return "better" if gain > 0 else "worse"
 
 
 def unseen(rows: Sequence[Row]) -> list[Row]:
@@ -115,9 +122,20 @@ def draw_sets(rows: Sequence[Row], published: Sequence[Published]) -> Figure:
         bars.sort(key=lambda bar: bar[1])
         best = bars[-1][1]
         for place, (label, mean, error, colour) in enumerate(bars):
-            axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, markersize=4)
+            if mean > best - 4:
+                axes.errorbar(mean, place, xerr=error, fmt="o", color=colour, markersize=4)
+            else:
+                left = axes.get_yaxis_transform()
+                axes.text(
+                    0.005,
+                    place,
+                    f"\N{BLACK LEFT-POINTING TRIANGLE} {mean:.1f}",
+                    transform=left,
+                    va="center",
+                    fontsize=6,
+                )
             axes.text(-0.01, place, label, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6)
-        axes.set(yticks=[], xlim=(max(bars[0][1], best - 4) - 0.1, best + 0.3))
+        axes.set(yticks=[], xlim=(max(bars[0][1], best - 4) - 0.1, best + 0.3), ylim=(-0.8, len(bars) - 0.2))
         axes.set_title(name, loc="left")
     panels[-1, 0].set_xlabel("mean log-density of a test row, in nats (further right is better)")
     return fig

@@ -132,7 +132,8 @@ def test_published_rows_stand_beside_ours(study, folder):
     (row,) = study.beside([ours], published)
     assert (row["method"], row["ll"], row["ll_se"], row["rmse"]) == ("theirs", -9.5, 0.1, 0.1)
     assert row["better"] == "better"
-    assert study.beside([ours | {"ll": -9.6}], published)[0]["better"] == "not better"
+    assert study.beside([ours | {"ll": -9.6}], published)[0]["better"] == "within two errors"
+    assert study.beside([ours | {"ll": -10.0}], published)[0]["better"] == "worse"
 
 
 @pytest.fixture
