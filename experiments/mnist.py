@@ -12,7 +12,7 @@ at hand: AUROC beside published ones is of other strangers.
     python experiments/mnist.py --nets mlp-400        # on one core
     python experiments/mnist.py --nets lenet          # at the same time, on another
     python experiments/mnist.py                       # both, or what is missing of them; tables and figures
-    python experiments/mnist.py --all                 # 784-800-800-10 as well
+    python experiments/mnist.py --all                 # 784-800-800-10, and more priors, methods and members: overnight
     python experiments/mnist.py --quick               # seconds: scikit-learn's digits, small
 """
 
@@ -78,14 +78,15 @@ def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
         "cold mixture": bnn.priors.ScaleMixture(config.wide, config.narrow, config.weight),
         "Gaussian": bnn.priors.Normal(config.gaussian),
     }
+    cold = law == "cold mixture"
     method = bnn.MeanField(
-        epochs=config.epochs,
+        epochs=config.epochs if cold else config.warm_epochs,
         lr=config.lr,
         batch_size=config.batch_size,
         schedule=decay,
         init=start,
         init_scale=config.init_scale,
-        temperature=config.cold if law == "cold mixture" else 1.0,
+        temperature=config.cold if cold else 1.0,
     )
     posterior = bench.fit(f"mlp-{width}-{law.replace(' ', '-')}", net, priors[law], method)
     return {**evaluated(config, posterior, bench.parts), "removed": pruned(config, posterior, bench.parts.test)}
@@ -96,7 +97,7 @@ def convolutional(bench: Bench, method: str) -> dict[str, Any]:
     config = bench.study.config
     torch.manual_seed(config.seed)
     net, prior = (
-        lenet(config.dropout if method == "MC dropout" else 0.0),
+        lenet(config.shift, config.dropout if method == "MC dropout" else 0.0),
         bnn.priors.Normal(config.lenet_prior),
     )
     training: dict[str, Any] = {
@@ -145,7 +146,12 @@ def main(study: Study[Config]) -> None:
     light = {way: each for (net, way), each in found.items() if net == "lenet"}
     removed = [{"net": name, **one} for name, each in dense.items() for one in each["removed"]["rows"]]
     outside = [
-        {"net": f"{net}, {way}", "strangers": name, **scores}
+        {
+            "net": f"{net}, {way}",
+            "strangers": name,
+            **scores,
+            **({"mutual_information": None} if way == "point" else {}),
+        }
         for (net, way), each in found.items()
         for name, scores in each["strangers"].items()
     ]

@@ -9,6 +9,7 @@ import images
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnn.plots import style
 
@@ -37,10 +38,16 @@ def weights(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     shares = [f"{row['removed']:g}" for row in next(iter(found.values()))["rows"]]
     left.set_xticks(range(len(shares)), shares)
     left.set(xlabel="weights removed, %", ylabel="test error, %", yscale="log")
-    left.set_title("those of least signal-to-noise first")
+    left.set_title("without the weights of least signal-to-noise")
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     left.legend(fontsize=7.5)
-    right.set(xlabel="signal-to-noise |mean| / sd, decibel", ylabel="density of weights", title="how much each says")
+    right.set(
+        xlabel="signal-to-noise |mean| / sd, decibel",
+        ylabel="density of weights",
+        title="how it is spread over the weights",
+    )
     right.legend(fontsize=7.5)
     return figure
 

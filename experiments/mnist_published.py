@@ -44,7 +44,10 @@ def accuracy_rows(study: Study[Any], ours: Sequence[dict[str, Any]]) -> Table:
         "nll": ("−log-density, nats", ".4f"),
         "ece": ("calibration error", ".4f"),
     }
-    note = "Published by google/uncertainty-baselines, whose nets see all 60,000 training rows; ours see 50,000."
+    note = (
+        "Published by google/uncertainty-baselines, whose nets see all 60,000 training rows, without shifts, and whose "
+        "ensemble has ten members; ours see 50,000, and settings say the rest."
+    )
     return Table("LeNet-5 beside published figures", {"method": ("", ""), **columns}, rows, note)
 
 

@@ -9,7 +9,7 @@ Distances are between predictive distributions at inputs that were not fitted:
 - epistemic: the same without the noise
 - TV: total variation 1/2 int |p(y) - q(y)| dy, the mean over inputs; 0 is right, 1 the largest
 
-    python experiments/posterior_fidelity.py              # a quarter of an hour on two cores
+    python experiments/posterior_fidelity.py              # some 40 minutes of one core
     python experiments/posterior_fidelity.py --quick      # the curve, in seconds; the numbers mean nothing
 
 Every posterior is kept in a folder of its own beside the units.
@@ -30,6 +30,7 @@ from fits import QUICK as QUICK_BUDGET
 from fits import Budget, every_method, posterior_of, rhat
 from frame import Study, experiment, which
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pyro import distributions as dist
 from tables import Table
 from torch import Tensor, nn
@@ -159,6 +160,9 @@ def draw(data: Set, rows: list[dict[str, Any]], truth: dict[str, Any]) -> Figure
     for axes, key, label in ((far, "tv", "total variation from NUTS"), (cost, "seconds", "seconds of the fit")):
         axes.plot([row[key] for row in ordered], [row["method"] for row in ordered], "o", color=style.BLUE)
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
     cost.tick_params(labelleft=False)
@@ -166,8 +170,10 @@ def draw(data: Set, rows: list[dict[str, Any]], truth: dict[str, Any]) -> Figure
     cost.set_title("and what it costs", loc="left")
     for place, row in enumerate(ordered[::-1] if panels else []):
         axes = figure.add_subplot(spec[1 + place // columns, place % columns])
-        for shown, colour in ((truth, "0.6"), (row, style.BLUE)):
-            axes.fill_between(data.at[:, 0], *shown["interval"], color=colour, alpha=0.35, linewidth=0)
+        for shown, colour, label in ((truth, "0.6", "NUTS"), (row, style.BLUE, "the method")):
+            axes.fill_between(data.at[:, 0], *shown["interval"], color=colour, alpha=0.35, linewidth=0, label=label)
+        if not place:
+            axes.legend(title="90 % intervals", fontsize=8, ncols=2, loc="lower center")
         axes.plot(data.x[:, 0], data.y[:, 0], ".", color="k", markersize=2)
         axes.set(ylim=(-4, 4), title=row["method"], xticks=[], yticks=[])
     return figure

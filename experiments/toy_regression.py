@@ -10,7 +10,7 @@ between predictive distributions at inputs on a grid, those of the held-out rows
 - epistemic: the standard deviation of the function beside that of NUTS, geometric mean over inputs; 1 is right
 - held out: mean log-density of rows that were not fitted, and how many of them the 90 % interval holds
 
-    python experiments/toy_regression.py             # the curve, Snelson and mcycle: an hour or less on two cores
+    python experiments/toy_regression.py             # the curve, Snelson and mcycle
     python experiments/toy_regression.py --all       # all five
     python experiments/toy_regression.py --quick     # the curve alone, in seconds; the numbers mean nothing
 """
@@ -193,6 +193,8 @@ def draw(data: Rows, rows: list[dict[str, Any]]) -> Figure:
         ax.set_ylim(lowest - 0.6 * room, highest + 0.6 * room)
     for ax in panels[len(rows) :]:
         ax.remove()
+    for ax in panels[max(0, len(rows) - columns) : len(rows)]:  # the lowest of every column
+        ax.tick_params(labelbottom=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"{data.name}: 90 % bands of every method (blue) over that of NUTS (grey)")
     return figure

@@ -11,7 +11,7 @@ Five questions, in the order of the file:
     Gaussian and Laplace priors?
 (e) What does a network with more weights than rows learn without a penalty, and with each of them?
 
-    python experiments/weight_decay.py             # a quarter of an hour
+    python experiments/weight_decay.py             # half an hour at most
     python experiments/weight_decay.py --quick     # seconds, and less precise
 """
 

@@ -46,8 +46,8 @@ def draw_paths(names: list[str], paths: dict[str, Any]) -> Figure:
         points, means = (np.array([entry[key] for entry in paths[penalty]]) for key in ("map", "mean"))
         intervals = np.array([entry["interval"] for entry in paths[penalty]])  # (strengths, 2, 10)
         for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
-            row[0].semilogx(strengths, points[:, i], color=colour, lw=1.5, label=name)
-            row[1].semilogx(strengths, means[:, i], color=colour, lw=1.5)
+            row[0].semilogx(strengths, points[:, i], ".-", color=colour, ms=3, lw=1.5, label=name)
+            row[1].semilogx(strengths, means[:, i], ".-", color=colour, ms=3, lw=1.5)
             row[1].fill_between(strengths, intervals[:, 0, i], intervals[:, 1, i], color=colour, alpha=0.2, lw=0)
         row[0].set(title=f"{penalty} penalty: the mode", ylabel="weight")
         row[1].set(title=f"{prior} prior: mean-field means and 90 % intervals")

@@ -99,7 +99,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 OVERFIT = {
-    "way": ("", ""),
+    "way": ("fit", ""),
     "strength": ("strength", "g"),
     "train": ("MSE of the rows fitted", ".3f"),
     "test": ("MSE of rows held out", ".3f"),

@@ -56,7 +56,7 @@ class Config:
     seed: int = 0
 
     # (e)
-    halves: int = which(8)  # repetitions, each with other rows
+    halves: int = which(4)  # repetitions, each with other rows
     overfit: Overfit = field(default_factory=Overfit)
 
 
