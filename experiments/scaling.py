@@ -59,9 +59,9 @@ class Config:
 QUICK = Config(
     axes=("parameters", "rows", "draws", "members"),
     widths=(16, 256),
-    rows=(512, 8192),
+    rows=(512, 4096),
     draws=(8, 128),
-    members=(1, 16),
+    members=(1, 8),
     ranks=(),
     steps=2,
     epochs=3,

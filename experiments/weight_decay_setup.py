@@ -68,8 +68,8 @@ QUICK = Config(  # (a) stays as it is; the others are less precise
     batch_sizes=(32,),
     l2_strengths=(0.1,),
     l1_strengths=(0.1,),
-    map_epochs=400,
-    mean_field_epochs=400,
+    map_epochs=300,
+    mean_field_epochs=250,
 )
 
 
