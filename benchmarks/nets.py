@@ -89,6 +89,18 @@ def looped(problem: Problem, data: tuple[Tensor, Tensor], step: Step, **ready: A
     return Ready(lambda: timed(epoch, problem.steps), **ready)
 
 
+def nll(problem: Problem, net: nn.Module) -> Callable[[float], list[float]]:
+    """``Ready.loss`` of a contender whose loss is the likelihood's alone: of `net` at the problem's start."""
+    loss_fn = criterion(problem)
+
+    def loss(size: float) -> list[float]:
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in problem.start().items()})
+        x, y = (part[: problem.batch] for part in data_of(problem))
+        return [float(loss_fn(net(x), y).detach()) + constant(problem)]
+
+    return loss
+
+
 def losses(
     problem: Problem, place: Callable[[dict[str, Tensor], dict[str, Tensor]], None], value: Callable[[Any, Any], Any]
 ) -> Callable[[float], Sequence[float]] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.frame import Gap, Ready
-from benchmarks.nets import constant, criterion, data_of, looped, losses, net_of
+from benchmarks.nets import constant, criterion, data_of, looped, losses, net_of, nll
 from benchmarks.problems import LR, NOISE, PROBLEMS, Problem
 
 
@@ -220,9 +220,4 @@ def ivon_opt(problem: str) -> Ready:
             loss_fn(net(x), y).backward()
         optimizer.step()
 
-    def loss(size: float) -> list[float]:
-        net.load_state_dict({name: torch.from_numpy(value) for name, value in work.start().items()})
-        x, y = (part[: work.batch] for part in data_of(work))
-        return [float(loss_fn(net(x), y).detach()) + constant(work)]
-
-    return looped(work, data_of(work), step, loss=loss, terms="nll")
+    return looped(work, data_of(work), step, loss=nll(work, net), terms="nll")

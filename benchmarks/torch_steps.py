@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bnn
 from benchmarks.frame import Gap, Ready, timed
-from benchmarks.nets import constant, criterion, data_of, looped, losses, model_of, net_of
+from benchmarks.nets import constant, criterion, data_of, looped, losses, model_of, net_of, nll
 from benchmarks.problems import LR, PROBLEMS, Problem
 from bnn.capture import compiled, record
 from bnn.data import as_source
@@ -33,12 +33,7 @@ def plain(problem: str) -> Ready:
         loss_fn(net(x), y).backward()
         optimizer.step()
 
-    def loss(size: float) -> list[float]:
-        net.load_state_dict({name: torch.from_numpy(value) for name, value in work.start().items()})
-        x, y = (part[: work.batch] for part in data_of(work))
-        return [float(loss_fn(net(x), y).detach()) + constant(work)]
-
-    return looped(work, data_of(work), step, loss=loss if work.sizes else None, terms="nll")
+    return looped(work, data_of(work), step, loss=nll(work, net) if work.sizes else None, terms="nll")
 
 
 def plain_compiled(problem: str) -> Ready:

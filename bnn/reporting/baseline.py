@@ -54,11 +54,11 @@ def baseline(subject: Subject) -> Baseline | str:
 
 def _logistic(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | None:
     """None where the inputs are no numbers, or too many, or the rows are of one class."""
-    x, new = flat_features(subject.train.x), flat_features(subject.known.x)
-    y = _labels(subject, here)
-    if x is None or new is None or x[here].numel() > _MOST or len(np.unique(y)) < 2:
+    found = _numbers(subject)
+    if isinstance(found, str):
         return None
-    if not bool(x.isfinite().all()) or not bool(new.isfinite().all()):
+    (x, new), y = found, _labels(subject, here)
+    if x[here].numel() > _MOST or len(np.unique(y)) < 2:
         return None
     logs = torch.as_tensor(logistic(x[here].numpy(), y, new.numpy(), _classes(subject)))
     how = "logistic regression on the standardised inputs (scikit-learn's), its penalty by cross-validation"
@@ -74,6 +74,16 @@ def _frequencies(subject: Subject, here: Tensor) -> tuple[str, str, Prediction]:
     how = "the shares of the classes among the training rows, each counted once more (scikit-learn's DummyClassifier)"
     logs = torch.log(torch.as_tensor(shares)).expand(len(subject.known), -1)
     return "majority class", how, _of_classes(subject, logs)
+
+
+def _numbers(subject: Subject) -> tuple[Tensor, Tensor] | str:
+    """Inputs of training and of the rows that are judged, as a linear model takes them; or why there are none."""
+    x, new = flat_features(subject.train.x), flat_features(subject.known.x)
+    if x is None or new is None:
+        return "no input is a number"
+    if not bool(x.isfinite().all()) or not bool(new.isfinite().all()):
+        return "some inputs are missing, which ridge regression cannot take"
+    return x, new
 
 
 def _labels(subject: Subject, here: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -94,11 +104,10 @@ def _of_classes(subject: Subject, logs: Tensor) -> Prediction:
 
 
 def _ridge(subject: Subject, here: Tensor) -> tuple[str, str, Prediction] | str:
-    x, new = flat_features(subject.train.x), flat_features(subject.known.x)
-    if x is None or new is None:
-        return "no input is a number"
-    if not bool(x.isfinite().all()) or not bool(new.isfinite().all()):
-        return "some inputs are missing, which ridge regression cannot take"
+    found = _numbers(subject)
+    if isinstance(found, str):
+        return found
+    x, new = found
     if int(here.sum()) < 3:
         return "there are fewer than three training rows"
     y = subject.told(subject.train.y).reshape(len(subject.train), -1).double().cpu()[here]
