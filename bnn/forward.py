@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from bnn.precision import network_region
 
 _log = logging.getLogger(__name__)
 
-#: Multiply-adds of one draw (weights x rows) up to which many draws go through the network in one batched call:
-#: Python's overhead outweighs the arithmetic there. Above it a batched call only moves more memory.
-#: Measured: docs/design/prediction.md.
+#: Many draws go through the network in one batched call up to so many multiply-adds of one draw (weights x rows), where
+#: Python's overhead outweighs the arithmetic, and up to so many rows, where reading the weights does. Above both a
+#: batched call only moves more memory. Measured: docs/design/prediction.md.
 _SMALL_WORK = 50_000
-#: Values of one batched call, so that its activations stay in the cache.
+_FEW_ROWS = 64
+#: Multiply-adds, and rows times draws, of one batched call, so that its activations stay in the cache.
 _BATCHED_WORK = 5_000_000
+_BATCHED_ROWS = 6_400
 #: Rows at a time, so that hidden activations never dominate memory.
 _ROWS = 16_384
 
@@ -82,9 +85,16 @@ def _outputs(
             return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         except RuntimeError as error:  # if the inputs are at fault, that is raised again below
             _say(one_by_one(model.net, error))
+    every = _one_by_one(model, weights, shared, x)
     with torch.inference_mode():  # a little less work an operation than no_grad
-        outputs = list(_one_by_one(model, weights, shared, x))
-    return torch.stack(outputs)
+        first = next(every)
+    # Put where they belong at once: outputs kept one by one lie between the activations, whose memory then cannot be
+    # used again (a third more time on 8-50-1).
+    outputs = first.new_empty(draws, *first.shape)
+    with torch.inference_mode():
+        for place, output in zip(outputs.unbind(0), itertools.chain([first], every), strict=True):
+            place.copy_(output)
+    return outputs
 
 
 def one_by_one(net: nn.Module, error: RuntimeError) -> str:
@@ -193,4 +203,6 @@ def _choose_at_once(net: nn.Module, weights: Mapping[str, Tensor], rows: int) ->
     if not maps_well(net):
         return 1
     work = max(1, rows) * max(1, sum(value[0].numel() for value in weights.values()))
-    return max(1, _BATCHED_WORK // work) if work <= _SMALL_WORK else 1
+    if work <= _SMALL_WORK:
+        return max(1, _BATCHED_WORK // work)
+    return _BATCHED_ROWS // max(1, rows) if rows <= _FEW_ROWS else 1

@@ -191,12 +191,25 @@ def test_auto_samples_learned_scales_and_noise_where_rows_are_few():
     assert chosen(few, **single, likelihood=bnn.likelihoods.StudentT()) == "Laplace"
 
 
+def test_auto_samples_classes_where_rows_are_few():
+    """11 columns and 50 units, three classes: 10 * 50 + 50 + 50 * 1 + 1 weights of the network in `chosen`, 601."""
+    single = {"hidden": (50,), "resizable": True, "likelihood": bnn.likelihoods.Categorical()}
+    assert chosen(WORK // 601, **single) == "sampled"
+    assert chosen(WORK // 601 + 1, **single) == "Ensemble"
+    assert chosen(WORK // 601, **(single | {"likelihood": bnn.likelihoods.Bernoulli()}), output=flat) == "sampled"
+    few = 400
+    assert chosen(few, **(single | {"resizable": False})) == "Ensemble"
+    assert chosen(few, **single, training={"epochs": 5}) == "Ensemble"
+    assert chosen(few, **single, own=False) == "Ensemble"
+    assert chosen(few, **single, stream=True) == "MeanField"
+
+
 def test_chains_start_where_the_mean_is_that_of_a_mode():
     """Before any step, chain i predicts what mode i does, and its noise is nearly even."""
     torch.manual_seed(0)
     modes = []
     simple = bnn.BNN(bnn.nets.mlp(3, (5,)), bnn.priors.Normal("fan_in"), bnn.likelihoods.Gaussian(), output=flat)
-    model = sampled.model_to_sample(bnn.nets.mlp(3, (5,), 2))
+    model = sampled.model_to_sample(simple, lambda outputs: bnn.nets.mlp(3, (5,), outputs), 1)
     x = torch.randn(30, 3)
 
     def fit(model, method):
@@ -230,6 +243,21 @@ def test_what_auto_samples_predicts_in_own_units_and_is_saved(hidden, encoding, 
     mean, std = fitted.predict(x, return_std=True)
     assert np.isfinite(std).all()
     assert bnn.load(fitted.save(tmp_path / "run")).predict(x) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_auto_samples_of_classes_is_saved(classes, monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "SAMPLER", bnn.NUTS(chains=2, warmup=10, num_samples=10, max_depth=3))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    y = np.array(["low", "middle", "high"])[np.digitize(x[:, 0], [-0.5, 0.5] if classes == 3 else [0.0])]
+    fitted = bnn.BayesianClassifier((3,), "tanh", compile="eager").fit(x, y)
+    proba = fitted.predict_proba(x)
+
+    assert fitted.posterior_.settings["auto"].startswith("NUTS: ")
+    assert sum(name.startswith("prior.") for name in fitted.posterior_.draws()) == 4  # a scale for each of two layers
+    assert fitted.score(x, y) > 0.8
+    assert bnn.load(fitted.save(tmp_path / "run")).predict_proba(x) == pytest.approx(proba)
 
 
 def test_training_settings_reach_the_method_inside():
@@ -282,11 +310,15 @@ def test_the_defaults_are_as_good_as_ridge():
 
 
 @pytest.mark.slow
-def test_the_defaults_classify_wine():
+def test_the_defaults_classify_wine_and_know_what_they_do_not_know():
+    """Far from the rows the draws disagree: an ensemble under the prior has less than 0.001 nats there."""
     x, y = load_wine(return_X_y=True)
     train, test, own, other = train_test_split(x, y, test_size=0.3, random_state=0, stratify=y)
+    fitted = bnn.BayesianClassifier().fit(train, own)
+    far = fitted._predict(test + 4 * train.std(0)).entropy.epistemic
 
-    assert bnn.BayesianClassifier(compile="graph").fit(train, own).score(test, other) > 0.9
+    assert fitted.score(test, other) > 0.9
+    assert far.mean() > 0.1
 
 
 def test_a_linear_model_is_that_of_least_squares(line):

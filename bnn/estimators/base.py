@@ -221,7 +221,7 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         )
         method = found.method
         if found.sampled:
-            simple, model = model, model_to_sample(self._new_network(2))
+            simple, model = model, model_to_sample(model, self._new_network, self._outputs)
             method = start_at_modes(found.method, fit, simple, model, self._seed)
             fit = functools.partial(fit, compile=backend_for(self.compile, model))
         self.posterior_ = fit(model, method=method, checkpoint=checkpoint)

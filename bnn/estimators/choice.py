@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnn.estimators.sampled import SAMPLER, WORK
+from bnn.estimators.sampled import SAMPLER, WORK, is_of_classes
 from bnn.forward import depends_on_mode
 from bnn.inference import MAP, NUTS, Auto, Laplace, MeanField, Method, as_method
 from bnn.inference.auto import choose
@@ -59,7 +59,7 @@ def chosen(
         training: Settings of gradient training (epochs, lr, ...) that were given; under ``"auto"`` they ask for it.
         own: Whether prior and likelihood are the estimator's defaults.
         stream: Whether the posterior is to be the prior of further rows.
-        resizable: Whether the network can be made with two outputs in the place of one.
+        resizable: Whether the network can be made anew, with two outputs in the place of one.
 
     Raises:
         ValueError: An unknown name; training settings for a method that does not train.
@@ -79,12 +79,15 @@ def _few(model: BNN, rows: int, run: Run, training: Mapping[str, Any]) -> str | 
     """Why the model of `bnn.estimators.sampled` can be sampled, in words; None where it cannot."""
     gaussian = isinstance(model.likelihood, Gaussian) and not model.likelihood.event(torch.zeros(2))
     one = gaussian and model.output is not None  # one output, of one target
-    if not one or training or run.weight is not None or run.validation is not None or depends_on_mode(model.net):
+    if not (one or is_of_classes(model)) or training:
+        return None
+    if run.weight is not None or run.validation is not None or depends_on_mode(model.net):
         return None
     unknowns = sum(site.value.numel() for site in model.sites().latents)
     if unknowns * rows > WORK:
         return None
-    return f"{unknowns} unknowns times {rows} rows are few; noise by the network, prior scales learned"
+    learned = "noise by the network, prior scales learned" if one else "prior scales learned"
+    return f"{unknowns} unknowns times {rows} rows are few; {learned}"
 
 
 def _auto(model: BNN, rows: int, run: Run, training: Mapping[str, Any], *, own: bool, stream: bool) -> Chosen:
