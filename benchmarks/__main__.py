@@ -47,6 +47,7 @@ def main() -> None:
     if given.data_dir:
         os.environ["BNN_BENCH_DATA"] = str(Path(given.data_dir).resolve())
     only = tuple(filter(None, given.only.split(",")))
+    os.environ["BNN_BENCH_JAX_PYTHON"] = given.jax_python  # for processes that measure a whole run themselves
     options = Options(given.threads or 1, given.rounds, {"jax": given.jax_python}, only)
     for family, works in selected(given.work):
         rows = []

@@ -148,17 +148,20 @@ class _Places:
         second: dict[str, list[str]] = {}
         for name, first in model.ties.items():
             second.setdefault(first, []).append(name)
-        self._places = [[_place(model.net, each) for each in [name, *second.get(name, [])]] for name in names]
+        named = [[_place(model.net, each) for each in [name, *second.get(name, [])]] for name in names]
+        self._first = [places[0] for places in named]
+        self._second = [(index, place) for index, places in enumerate(named) for place in places[1:]]
 
     def __call__(self, values: Sequence[Tensor]) -> None:
         """Put tensors there."""
-        for places, value in zip(self._places, values, strict=True):
-            for table, attribute in places:
-                table[attribute] = value
+        for (table, attribute), value in zip(self._first, values, strict=True):
+            table[attribute] = value
+        for index, (table, attribute) in self._second:
+            table[attribute] = values[index]
 
     def read(self) -> list[Any]:
         """What is there."""
-        return [places[0][0][places[0][1]] for places in self._places]
+        return [table[attribute] for table, attribute in self._first]
 
 
 def _place(net: nn.Module, name: str) -> tuple[dict[str, Any], str]:
