@@ -196,7 +196,6 @@ def test_auto_samples_classes_where_rows_are_few():
     single = {"hidden": (50,), "resizable": True, "likelihood": bnn.likelihoods.Categorical()}
     assert chosen(WORK // 601, **single) == "sampled"
     assert chosen(WORK // 601 + 1, **single) == "Ensemble"
-    assert chosen(WORK // 601, **(single | {"likelihood": bnn.likelihoods.Bernoulli()}), output=flat) == "sampled"
     few = 400
     assert chosen(few, **(single | {"resizable": False})) == "Ensemble"
     assert chosen(few, **single, training={"epochs": 5}) == "Ensemble"

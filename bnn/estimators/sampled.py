@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bnn.approximations import Draws
 from bnn.capture import Backend, have_compiler
 from bnn.inference import MAP, NUTS, Ensemble, Method
-from bnn.likelihoods import Bernoulli, Categorical, HeteroscedasticStudentT
+from bnn.likelihoods import Categorical, HeteroscedasticStudentT
 from bnn.model import BNN
 from bnn.posterior import Posterior
 from bnn.priors import Hierarchical, Normal, Prior, fan_in
@@ -55,8 +55,8 @@ def model_to_sample(simple: BNN, network: Callable[[int], nn.Module], outputs: i
 
 
 def is_of_classes(model: BNN) -> bool:
-    """Whether targets are classes without an order, or true and false."""
-    return isinstance(model.likelihood, Categorical | Bernoulli)
+    """Whether the likelihood is a classifier's own."""
+    return isinstance(model.likelihood, Categorical)
 
 
 def _with_learned_noise(net: nn.Module) -> BNN:
