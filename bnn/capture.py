@@ -185,11 +185,10 @@ def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str)
     options = {"fallback_random": True, "cpp_wrapper": tensors[0].device.type == "cpu"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inductor's own imports
-        example: list[Any] = [*constants, *tensors]
+        example: list[Any] = [*constants, *(t.contiguous() for t in tensors)]
         program = cast(Program, compile_fx(bare, example, config_patches=options))
-    if not constants:
-        return program
-    return lambda *args: program(*constants, *args)
+    # A compiled program takes one layout in memory: that of a batch is another where it is a part of a larger one.
+    return lambda *args: program(*constants, *(t if t.is_contiguous() else t.contiguous() for t in args))
 
 
 def have_compiler() -> bool:

@@ -141,3 +141,15 @@ def test_inductor_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
         bnn.fit(model, data, bnn.MAP(epochs=1), compile="inductor", progress=False)
     assert _choose(nodes=100, values=500_000, calls=100_000) == "graph"
+
+
+@pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("strided_first", [True, False])
+def test_a_compiled_program_takes_any_layout_in_memory(strided_first: bool) -> None:
+    """An ensemble's last batch is a part of each member's: prepared as a view, given as a copy."""
+    view = torch.randn(3, 8, 4)[:, :5]
+    examples = [view, view.clone()]
+    first, second = examples if strided_first else examples[::-1]
+    program = Captured(lambda a: [2 * a + 1], "inductor")
+    program.prepare(first)
+    torch.testing.assert_close(program(second)[0], 2 * second + 1)
