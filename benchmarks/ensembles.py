@@ -13,9 +13,7 @@ from torch import nn
 
 import bnn
 from benchmarks.frame import Ready, timed
-from benchmarks.torch_steps import epoch
-from bnn.data import as_source
-from bnn.inference.base import Run
+from benchmarks.torch_steps import epoch, training
 from bnn.inference.loop import Training
 
 EPOCHS = 10  # in a round
@@ -28,15 +26,14 @@ def _training(method: Any, backend: str) -> tuple[Training, float]:
     y = x.sum(1, keepdim=True).sin() + 0.1 * torch.randn(500, 1)
     net = nn.Sequential(nn.Linear(8, 50), nn.ReLU(), nn.Linear(50, 1))
     model = bnn.BNN(net, bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(0.1))
-    of, build = method, getattr(method, "objective", None)
+    of, build = method, None
     if isinstance(method, bnn.Ensemble):
         of, build = method.of, partial(method._objective, range(method.members))
     with tempfile.TemporaryDirectory() as folder:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         started = time.perf_counter()
-        source = as_source((x, y), model.likelihood, model.like, of.batch_size)
-        fit = Training(of, build(model, source.n, backend), source, None, Run(seed=0, progress=False), started)
+        fit = training(of, model, (x, y), backend, build)
         seconds = time.perf_counter() - started
         os.environ.pop("TORCHINDUCTOR_CACHE_DIR") if before is None else os.environ.update(
             TORCHINDUCTOR_CACHE_DIR=before

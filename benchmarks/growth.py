@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ from torch import nn
 import bnn
 from benchmarks.frame import Ready, timed
 from benchmarks.processes import fresh
-from benchmarks.torch_steps import epoch
-from bnn.data import as_source
-from bnn.inference.base import Run
+from benchmarks.torch_steps import epoch, training
 from bnn.inference.loop import Training
 
 BATCH = 128
@@ -29,9 +26,7 @@ def _net(hidden: int) -> nn.Module:
 def _fit(hidden: int, data: object, batch: int, backend: str) -> Training:
     model = bnn.BNN(_net(hidden), bnn.priors.Normal(1.0), bnn.likelihoods.Gaussian(0.5))
     method = bnn.MeanField(batch_size=batch, epochs=100_000, lr=1e-3)
-    source = as_source(data, model.likelihood, model.like, batch)  # type: ignore[arg-type]
-    objective = method.objective(model, source.n, backend)  # type: ignore[arg-type]
-    return Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
+    return training(method, model, data, backend)
 
 
 def parameters(who: str, hidden: int, steps: int) -> Ready:

@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import bnn
+from benchmarks.nets import data_of, model_of, net_of
 from benchmarks.problems import LR, PROBLEMS
 from benchmarks.torch_steps import epoch, training
 from bnn.inference.loop import Training
@@ -27,7 +28,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     problem = PROBLEMS[given.problem]
-    fit = training(bnn.MeanField(batch_size=problem.batch, epochs=100_000, lr=LR), problem, "inductor")
+    method = bnn.MeanField(batch_size=problem.batch, epochs=100_000, lr=LR)
+    fit = training(method, model_of(problem, net_of(problem)), data_of(problem), "inductor")
     epoch(fit)
     steps = problem.steps * EPOCHS
     started = time.perf_counter()

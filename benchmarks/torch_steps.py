@@ -14,7 +14,7 @@ from torch import Tensor
 import bnn
 from benchmarks.frame import Gap, Ready, timed
 from benchmarks.nets import constant, criterion, data_of, looped, losses, model_of, net_of, nll
-from benchmarks.problems import LR, PROBLEMS, Problem
+from benchmarks.problems import LR, PROBLEMS
 from bnn.capture import compiled, record
 from bnn.data import as_source
 from bnn.inference.base import GradientMethod, Run
@@ -110,7 +110,7 @@ def ours(problem: str, backend: str = "inductor", method: str = "mean_field", **
         settings["lr"] = LR
     made = METHODS[method](batch_size=work.batch, epochs=100_000, **settings)
     started = time.perf_counter()
-    fit = training(made, work, backend)
+    fit = training(made, model_of(work, net_of(work)), data_of(work), backend)
     setup = time.perf_counter() - started
     objective = fit.objective
 
@@ -133,14 +133,14 @@ def ours(problem: str, backend: str = "inductor", method: str = "mean_field", **
     return Ready(lambda: timed(run, work.steps), loss, notes={"setup_s": setup})
 
 
-def training(method: GradientMethod, problem: Problem, backend: str) -> Training:
-    """A fit that is ready for its first step."""
-    model = model_of(problem, net_of(problem))
-    source = as_source(data_of(problem), model.likelihood, model.like, problem.batch)
+def training(method: GradientMethod, model: bnn.BNN, data: Any, backend: str, build: Any = None) -> Training:
+    """A fit that is ready for its first step; `build` makes the objective where that is not the method's own."""
+    source = as_source(data, model.likelihood, model.like, method.batch_size)
+    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what an estimator does not reach
-        objective = method.objective(model, source.n, backend)  # type: ignore[arg-type]
-        return Training(method, objective, source, None, Run(seed=0, progress=False), time.perf_counter())
+        objective = (build or method.objective)(model, source.n, backend)
+        return Training(method, objective, source, None, Run(seed=0, progress=False), started)
 
 
 def epoch(fit: Training) -> None:

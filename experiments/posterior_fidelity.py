@@ -9,7 +9,7 @@ Distances are between predictive distributions at inputs that were not fitted:
 - epistemic: the same without the noise
 - TV: total variation 1/2 int |p(y) - q(y)| dy, the mean over inputs; 0 is right, 1 the largest
 
-    python experiments/posterior_fidelity.py              # some 40 minutes of one core
+    python experiments/posterior_fidelity.py              # some 25 minutes of one core
     python experiments/posterior_fidelity.py --quick      # the curve, in seconds; the numbers mean nothing
 
 Every posterior is kept in a folder of its own beside the units.

@@ -208,7 +208,7 @@ def test_chains_start_where_the_mean_is_that_of_a_mode():
     torch.manual_seed(0)
     modes = []
     simple = bnn.BNN(bnn.nets.mlp(3, (5,)), bnn.priors.Normal("fan_in"), bnn.likelihoods.Gaussian(), output=flat)
-    model = sampled.model_to_sample(simple, lambda outputs: bnn.nets.mlp(3, (5,), outputs), 1)
+    model = sampled.model_to_sample(bnn.nets.mlp(3, (5,), 2))
     x = torch.randn(30, 3)
 
     def fit(model, method):
@@ -314,7 +314,7 @@ def test_the_defaults_classify_wine_and_know_what_they_do_not_know():
     x, y = load_wine(return_X_y=True)
     train, test, own, other = train_test_split(x, y, test_size=0.3, random_state=0, stratify=y)
     fitted = bnn.BayesianClassifier().fit(train, own)
-    far = fitted._predict(test + 4 * train.std(0)).entropy.epistemic
+    far = fitted.predict_distribution(test + 4 * train.std(0)).entropy.epistemic
 
     assert fitted.score(test, other) > 0.9
     assert far.mean() > 0.1

@@ -24,7 +24,7 @@ from bnn.estimators.choice import chosen
 from bnn.estimators.columns import Column, read_columns
 from bnn.estimators.encoding import Encoder, fit_encoder
 from bnn.estimators.outputs import flat
-from bnn.estimators.sampled import backend_for, model_to_sample, start_at_modes
+from bnn.estimators.sampled import backend_for, to_sample
 from bnn.inference import fit as infer
 from bnn.inference.base import Run
 from bnn.likelihoods import Likelihood
@@ -221,8 +221,7 @@ class Estimator(BaseEstimator, ABC):  # type: ignore[misc]
         )
         method = found.method
         if found.sampled:
-            simple, model = model, model_to_sample(model, self._new_network, self._outputs)
-            method = start_at_modes(found.method, fit, simple, model, self._seed)
+            model, method = to_sample(model, self._new_network, found.method, fit, self._seed)
             fit = functools.partial(fit, compile=backend_for(self.compile, model))
         self.posterior_ = fit(model, method=method, checkpoint=checkpoint)
         if found.why is not None:

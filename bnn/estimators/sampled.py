@@ -40,18 +40,26 @@ _TOO_SMALL = 0.3
 _UNEVEN, _EXCESS = 0.3, 5.0
 
 
-def model_to_sample(simple: BNN, network: Callable[[int], nn.Module], outputs: int) -> BNN:
-    """The model with learned scales.
+def to_sample(
+    simple: BNN, network: Callable[[int], nn.Module], sampler: Method, fit: Callable[..., Posterior], seed: int
+) -> tuple[BNN, Method]:
+    """The model with learned scales, and the sampler with the points at which its chains start.
+
+    Of classes it is the simple model under another prior, and chains start from draws of that: they meet (R-hat of
+    functions 1.01 on wine). Of numbers see `model_to_sample` and `start_at_modes`.
 
     Args:
-        simple: With one output for one target, or for classes; fixed prior scales.
-        network: Makes the network anew with so many outputs; its last layer is called ``out``.
-        outputs: Of the simple model's network.
+        simple: With fixed prior scales; for classes, or with one output and one noise scale.
+        network: Makes the network anew with so many outputs.
+        sampler: `SAMPLER`.
+        fit: `bnn.fit` with all but model and method.
+        seed: Of what else chains start from.
     """
     if is_of_classes(simple):
         prior = Hierarchical(dist.HalfNormal(1.0), scaling="fan_in")
-        return BNN(network(outputs), prior, simple.likelihood, output=simple.output)
-    return _with_learned_noise(network(2))
+        return BNN(simple.net, prior, simple.likelihood, output=simple.output), sampler
+    model = model_to_sample(network(2))
+    return model, start_at_modes(sampler, fit, simple, model, seed)
 
 
 def is_of_classes(model: BNN) -> bool:
@@ -59,7 +67,8 @@ def is_of_classes(model: BNN) -> bool:
     return isinstance(model.likelihood, Categorical)
 
 
-def _with_learned_noise(net: nn.Module) -> BNN:
+def model_to_sample(net: nn.Module) -> BNN:
+    """The model of a network with two outputs whose last layer is called ``out``."""
     half_normal = partial(dist.HalfNormal, 1.0)
     like = next(net.parameters())
     prior: dict[str, Prior | None] = {
@@ -84,8 +93,6 @@ def backend_for(requested: Backend, model: BNN) -> Backend:
 def start_at_modes(sampler: Method, fit: Callable[..., Posterior], simple: BNN, model: BNN, seed: int) -> Method:
     """The sampler with a mode of the simple model for each chain to start from.
 
-    For classes it stays as it is: from draws of the prior its chains meet (functions' R-hat 1.01 on wine).
-
     Args:
         sampler: `SAMPLER`.
         fit: `bnn.fit` with all but model and method.
@@ -93,8 +100,6 @@ def start_at_modes(sampler: Method, fit: Callable[..., Posterior], simple: BNN, 
         model: From `model_to_sample`.
         seed: Of what else chains start from.
     """
-    if is_of_classes(simple):
-        return sampler
     assert isinstance(sampler, NUTS)
     modes = fit(simple, method=Ensemble(members=sampler.chains, of=MODE))
     return replace(sampler, init=_starts(model, modes, seed))
