@@ -2,7 +2,8 @@
 
 `torch.fx`'s `make_fx` records every tensor operation of one call, those of the gradient and the random draws among
 them. The record is a flat program; it is simplified (`bnn.graph`), checked against the function on other inputs and
-another seed, and run ever after: as it is (``graph``) or compiled (``inductor``). See docs/design/capture.md.
+another seed, and run ever after: as straight Python (``graph``, `bnn.replay`) or compiled (``inductor``). See
+docs/design/capture.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bnn.graph import bind_constants, simplify
 from bnn.precision import network_dtype
 from bnn.random import isolated
+from bnn.replay import replay
 
 Backend = Literal["auto", "eager", "graph", "inductor"]
 Program = Callable[..., Sequence[Tensor]]
@@ -31,7 +33,7 @@ OPERATION_BUDGET = 10_000
 
 # `auto` pays for inductor where it saves this often what it costs. Seconds a node and a value of the parameters that
 # compiling saves per call, and seconds that it takes: docs/design/capture.md has the measurements.
-_SAVED_PER_NODE, _SAVED_PER_VALUE, _COMPILE_SECONDS, _PAYS = 3e-6, 5e-9, 20.0, 2.0
+_SAVED_PER_NODE, _SAVED_PER_VALUE, _COMPILE_SECONDS, _PAYS = 1.5e-6, 5e-9, 20.0, 2.0
 
 
 class CaptureWarning(UserWarning):
@@ -112,7 +114,7 @@ class Captured:
             module = record(eager, tensors)
         except Exception as error:
             return self._give_up(f"{type(error).__name__}: {_first_lines(error)}")
-        program: Program = module.forward
+        program = replay(module)
         if not self._agrees(program, tensors):
             return self._give_up(
                 "the recorded program differs from the function on other inputs or another seed; it reads something "

@@ -107,9 +107,9 @@ def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
             continue
         if node.target is aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
             known[node] = _attribute(module, str(node.args[0].target)).clone()
-        elif node.target in _FILLS and (value := _example(node)) is not None:
+        elif (fill := _fill(node)) is not None and (value := _example(node)) is not None:
             if value.numel() * value.element_size() <= _CONSTANT_BYTES:
-                known[node] = torch.full(value.shape, _FILLS[node.target], dtype=value.dtype, device=value.device)
+                known[node] = torch.full(value.shape, fill, dtype=value.dtype, device=value.device)
         elif _foldable(node, known):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
             value = node.target(*args, **kwargs)
@@ -118,15 +118,26 @@ def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
     return known
 
 
+def _fill(node: Node) -> float | None:
+    """The number that a call of known shape is filled with."""
+    number = node.args[1] if node.target is aten.full_like.default else _FILLS.get(node.target)  # type: ignore[call-overload]
+    return number if isinstance(number, int | float) else None
+
+
 def _foldable(node: Node, known: dict[Node, Tensor]) -> bool:
     return _pure(node.target) and node.target is not operator.getitem and all(n in known for n in node.all_input_nodes)
 
 
 def _equal_to_argument(node: Node, constants: dict[Node, Tensor]) -> Node | None:
     """The node of the same value that a copy, an empty view, a double transpose or a neutral operation starts from."""
-    first = node.args[0] if node.args and isinstance(node.args[0], Node) else None
+    given = node.args[0] if node.args else None
+    if node.target is aten.cat.default and isinstance(given, list) and len(given) == 1:
+        return _as_node(given[0])
+    first = _as_node(given)
     if first is None:
         return None
+    if node.target is aten.sum.default and _alike(node, first):  # of one number without a dimension
+        return first
     if node.target is aten.t.default and first.target is aten.t.default:
         return _as_node(first.args[0])
     if node.target in _COPIES | _SAME_IF_SHAPE and _alike(node, first) and _strides(node) == _strides(first):
