@@ -61,7 +61,7 @@ class Bench:
 
 
 def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
-    """The fully connected net under one prior; its start beside it, as what weights without doubt can do.
+    """The fully connected net under one prior, or the point that it starts at: what weights without doubt can do.
 
     A weight that is worth having costs some two nats of the divergence, and the whole training set has a few thousand
     nats to give for its last errors: at temperature 1 few of half a million weights pay. So a posterior at the
@@ -69,8 +69,10 @@ def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
     """
     config = bench.study.config
     torch.manual_seed(config.seed)
-    net = mlp(width)
-    start = bench.mode(f"mlp-{width}-start", net, bnn.priors.Normal(config.start_prior), config.start_epochs, config.lr)
+    shifted = law.startswith("shifted ")
+    net, law = mlp(width, config.shift if shifted else 0), law.removeprefix("shifted ")
+    name = f"mlp-{width}{'-shifted' if shifted else ''}"
+    start = bench.mode(f"{name}-start", net, bnn.priors.Normal(config.start_prior), config.start_epochs, config.lr)
     if law == "point":
         return {**evaluated(config, start, bench.parts), "removed": pruned(config, start, bench.parts.test)}
     priors: dict[str, Prior] = {
@@ -88,7 +90,7 @@ def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
         init_scale=config.init_scale,
         temperature=config.cold if cold else 1.0,
     )
-    posterior = bench.fit(f"mlp-{width}-{law.replace(' ', '-')}", net, priors[law], method)
+    posterior = bench.fit(f"{name}-{law.replace(' ', '-')}", net, priors[law], method)
     return {**evaluated(config, posterior, bench.parts), "removed": pruned(config, posterior, bench.parts.test)}
 
 
@@ -129,8 +131,7 @@ def main(study: Study[Config]) -> None:
     parts = mnist(study, config.rows) if config.source == "mnist" else digits(config.seed, (config.rows, 300), size=28)
     bench, found = Bench(study, parts), {}
     for net in config.nets:
-        ways = config.methods if net == "lenet" else ("point", *config.laws)
-        for way in ways:
+        for way in config.methods if net == "lenet" else config.laws:
             work = functools.partial(convolutional, bench, way)
             if net != "lenet":
                 work = functools.partial(mean_field, bench, int(net.removeprefix("mlp-")), way)
@@ -150,7 +151,7 @@ def main(study: Study[Config]) -> None:
             "net": f"{net}, {way}",
             "strangers": name,
             **scores,
-            **({"mutual_information": None} if way == "point" else {}),
+            **({"mutual_information": None} if way.endswith("point") else {}),
         }
         for (net, way), each in found.items()
         for name, scores in each["strangers"].items()

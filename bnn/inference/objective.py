@@ -165,7 +165,7 @@ class Objective(nn.Module, ABC):
             The gradients, one a parameter, and ``(3,)``: loss, nll and kl per datum.
         """
         program = self.program(batch)
-        parameters = [p.detach() for p in self.parameters()]
+        parameters = [p.detach() for p in self._parameters.values() if p is not None]  # `parameters()` takes longer
         self.renew(self.given_tensors)
         given = self.given_tensors.values()
         results = program(*parameters, *self.state.values(), *given, self.temperature, *batch.leaves)
