@@ -14,6 +14,8 @@ from benchmarks.processes import fresh
 from benchmarks.work import FAMILIES
 
 Row = dict[str, Any]
+#: Pieces of work that stand beside each other in a table on its side.
+_BESIDE = 3
 
 
 def save(folder: Path, family: Family, rows: Sequence[Row], options: Options) -> None:
@@ -45,6 +47,8 @@ def table(family: Family, rows: Sequence[Row]) -> str:
     unit = rows[0]["unit"]
     wide = f"| {unit} |"
     if len(names) > len(rows) + 3:  # more contenders than fit a page's width: on their side
+        if len(rows) > _BESIDE:
+            return "\n".join(table(family, rows[at : at + _BESIDE]) for at in range(0, len(rows), _BESIDE))
         lines = [wide + "".join(f" {row['title']} | ratios |" for row in rows), "|---|" + "---|---|" * len(rows)]
         lines += [
             f"| {name} |" + "".join(f" {_cell(row, name)} | {_ratios(row, name)} |" for row in rows) for name in names

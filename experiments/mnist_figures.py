@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import images
@@ -27,7 +28,7 @@ def weights(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Left: error by the share of weights that are removed. Right: how signal-to-noise is spread over weights."""
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, each), (colour, line, mark) in zip(found.items(), _LOOKS, strict=False):
+    for (name, each), (colour, line, mark) in zip(found.items(), cycle(_LOOKS), strict=False):
         at = range(len(each["rows"]))
         error, se = ([row[key] for row in each["rows"]] for key in ("error", "error_se"))
         left.errorbar(at, error, se, color=colour, ls=line, marker=mark, ms=4, capsize=2, label=name)
@@ -89,7 +90,7 @@ def shift(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             {"error": "test error, %", "entropy": "entropy, nats", "ece": "calibration error"}.items()
         ):
             ax: Axes = axes[row, column]
-            for (name, each), (colour, line, mark) in zip(found.items(), _LOOKS, strict=False):
+            for (name, each), (colour, line, mark) in zip(found.items(), cycle(_LOOKS), strict=False):
                 own = [one for one in each if one["kind"] == kind]
                 at, value = ([one[k] for one in own] for k in ("level", key))
                 ax.plot(at, value, color=colour, ls=line, marker=mark, ms=4, label=name)

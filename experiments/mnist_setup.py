@@ -18,7 +18,9 @@ class Config:
 
     nets: tuple[str, ...] = which(("mlp-400", "lenet"))  # mlp-WIDTH: two hidden layers
     #: Of the fully connected net: mean-field under a prior, or the point that it starts at; "shifted": its images are.
-    laws: tuple[str, ...] = which(("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture"))
+    laws: tuple[str, ...] = which(
+        ("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture", "shifted mixture")
+    )
     methods: tuple[str, ...] = which(("ensemble", "MC dropout", "SWAG", "Laplace"))  # of LeNet-5
     source: str = "mnist"  # or digits: scikit-learn's, magnified
     rows: int = 50_000  # of training; the 10,000 after them are for validation
@@ -70,7 +72,7 @@ QUICK = Config(
 )
 ALL = Config(
     nets=("mlp-400", "mlp-800", "lenet"),
-    laws=("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture", "Gaussian"),
+    laws=("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture", "shifted mixture", "Gaussian"),
     methods=("ensemble", "MC dropout", "SWAG", "Laplace", "mean field"),
     members=10,
 )
