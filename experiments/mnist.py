@@ -32,7 +32,7 @@ from frame import Study, experiment
 from images import Parts, digits, mnist
 from mnist_published import PUBLISHED, accuracy_rows, stranger_rows
 from mnist_scores import evaluated, pruned
-from mnist_setup import ALL, QUICK, Config, decay, lenet, mlp
+from mnist_setup import ALL, QUICK, Config, ShiftedBatches, decay, lenet, mlp
 from tables import Table
 from torch import nn
 
@@ -47,13 +47,17 @@ class Bench:
     study: Study[Config]
     parts: Parts
 
-    def fit(self, name: str, net: nn.Module, prior: Prior, method: bnn.inference.Method) -> bnn.Posterior:
+    def fit(
+        self, name: str, net: nn.Module, prior: Prior, method: bnn.inference.Method, data: Any = None
+    ) -> bnn.Posterior:
         model = bnn.BNN(net, prior, bnn.likelihoods.Categorical())
         # Fits are told apart by their own settings: another number of draws of the prediction trains nothing anew.
         own = re.sub("0x[0-9a-f]+", "", json.dumps([repr(prior), method.settings(), len(self.parts.train.y)]))
         states = self.study.out / "states" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
-        seed = self.study.config.seed
-        return bnn.fit(model, tuple(self.parts.train), method, seed=seed, progress=False, checkpoint=states)
+        options: dict[str, Any] = {"seed": self.study.config.seed, "progress": False, "checkpoint": states}
+        if data is None:
+            return bnn.fit(model, tuple(self.parts.train), method, **options)
+        return bnn.fit(model, data, method, n_data=len(self.parts.train.y), **options)
 
     def mode(self, name: str, net: nn.Module, prior: Prior, epochs: int, lr: float) -> bnn.Posterior:
         batch = self.study.config.batch_size
@@ -61,7 +65,7 @@ class Bench:
 
 
 def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
-    """The fully connected net under one prior, or the point that it starts at: what weights without doubt can do.
+    """The fully connected net under one prior, or a point that is trained as long: what weights without doubt can do.
 
     A weight that is worth having costs some two nats of the divergence, and the whole training set has a few thousand
     nats to give for its last errors: at temperature 1 few of half a million weights pay. So a posterior at the
@@ -72,9 +76,11 @@ def mean_field(bench: Bench, width: int, law: str) -> dict[str, Any]:
     shifted = law.startswith("shifted ")
     net, law = mlp(width, config.shift if shifted else 0), law.removeprefix("shifted ")
     name = f"mlp-{width}{'-shifted' if shifted else ''}"
-    start = bench.mode(f"{name}-start", net, bnn.priors.Normal(config.start_prior), config.start_epochs, config.lr)
+    mode = functools.partial(bench.mode, net=net, prior=bnn.priors.Normal(config.start_prior), lr=config.lr)
     if law == "point":
-        return {**evaluated(config, start, bench.parts), "removed": pruned(config, start, bench.parts.test)}
+        point = mode(f"{name}-point", epochs=config.start_epochs + config.epochs)
+        return {**evaluated(config, point, bench.parts), "removed": pruned(config, point, bench.parts.test)}
+    start = mode(f"{name}-start", epochs=config.start_epochs)
     priors: dict[str, Prior] = {
         "mixture": bnn.priors.ScaleMixture(config.wide, config.narrow, config.weight),
         "cold mixture": bnn.priors.ScaleMixture(config.wide, config.narrow, config.weight),
@@ -98,10 +104,10 @@ def convolutional(bench: Bench, method: str) -> dict[str, Any]:
     """LeNet-5 by one method."""
     config = bench.study.config
     torch.manual_seed(config.seed)
-    net, prior = (
-        lenet(config.shift, config.dropout if method == "MC dropout" else 0.0),
-        bnn.priors.Normal(config.lenet_prior),
-    )
+    prior = bnn.priors.Normal(config.lenet_prior)
+    net, data = lenet(config.shift), None
+    if method == "MC dropout":
+        net, data = lenet(dropout=config.dropout), ShiftedBatches(bench.parts.train, config.batch_size, config.shift)
     training: dict[str, Any] = {
         "epochs": config.lenet_epochs,
         "lr": config.lenet_lr,
@@ -117,7 +123,8 @@ def convolutional(bench: Bench, method: str) -> dict[str, Any]:
         "Laplace": lambda: bnn.Laplace(of=mode(), weights="last_layer", covariance="full", tune="after"),
         "mean field": lambda: bnn.MeanField(**training, init=mode(), estimator="flipout"),
     }
-    return evaluated(config, bench.fit(f"lenet-{method.replace(' ', '-')}", net, prior, methods[method]()), bench.parts)
+    posterior = bench.fit(f"lenet-{method.replace(' ', '-')}", net, prior, methods[method](), data)
+    return evaluated(config, posterior, bench.parts)
 
 
 def row(study: Study[Config], name: str, net: str, method: str, found: dict[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from frame import which
+from images import Images
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +20,7 @@ class Config:
     """Every number of the experiment, and where it comes from."""
 
     nets: tuple[str, ...] = which(("mlp-400", "lenet"))  # mlp-WIDTH: two hidden layers
-    #: Of the fully connected net: mean-field under a prior, or the point that it starts at; "shifted": its images are.
+    #: Of the fully connected net: mean-field under a prior, or a point; "shifted": on images that are shifted.
     laws: tuple[str, ...] = which(
         ("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture", "shifted mixture")
     )
@@ -53,8 +56,8 @@ class Config:
 QUICK = Config(
     nets=("mlp-50", "lenet"),
     source="digits",
-    laws=("point", "cold mixture", "Gaussian"),
-    methods=("ensemble", "Laplace"),
+    laws=("shifted cold mixture", "Gaussian"),
+    methods=("ensemble", "MC dropout", "Laplace"),
     rows=600,
     batch_size=50,
     epochs=10,
@@ -100,6 +103,21 @@ class Shifted(nn.Module):
         row, column = by + torch.arange(size, device=x.device)  # (n, size) each
         places = (row.unsqueeze(2) * wide + column.unsqueeze(1)).flatten(1)
         return F.pad(x, (self.most,) * 4).flatten(1).gather(1, places).reshape(x.shape)
+
+
+class ShiftedBatches:
+    """Batches of shifted images, for a network that may draw no random numbers but those of its dropout."""
+
+    def __init__(self, images: Images, batch_size: int, most: int):
+        self.images, self.batch_size, self.shifted = images, batch_size, Shifted(most)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images.y) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.randperm(len(self.images.y)).split(self.batch_size):
+            x, y = self.images.rows(rows)
+            yield self.shifted(x), y
 
 
 def mlp(width: int, shift: int = 0) -> nn.Module:

@@ -89,7 +89,7 @@ def test_mnist(tmp_path):
     four = 4 * 100 * math.sqrt(2 * 0.25 / 897)
     for key, row in rows.items():
         assert row["error"] < 90 - four, key
-    for law in ("cold mixture", "Gaussian"):
+    for law in ("shifted cold mixture", "Gaussian"):
         none, half, most = (removed[f"mlp-50, {law}", share] for share in (0, 50, 98))
         assert none["error"] == rows["mlp-50", law]["error"]
         assert half["kept"] == 21_100
