@@ -112,10 +112,11 @@ class Captured:
             return self._give_up(f"one call makes {count.operations} operations, over {OPERATION_BUDGET}")
         try:
             module = record(eager, tensors)
+            program = replay(module)
+            agrees = self._agrees(program, tensors)
         except Exception as error:
             return self._give_up(f"{type(error).__name__}: {_first_lines(error)}")
-        program = replay(module)
-        if not self._agrees(program, tensors):
+        if not agrees:
             return self._give_up(
                 "the recorded program differs from the function on other inputs or another seed; it reads something "
                 "besides its tensors (a counter, numpy's random numbers, a Python branch)"

@@ -109,7 +109,9 @@ def _fold_constants(module: GraphModule) -> dict[Node, Tensor]:
             known[node] = _attribute(module, str(node.args[0].target)).clone()
         elif (fill := _fill(node)) is not None and (value := _example(node)) is not None:
             if value.numel() * value.element_size() <= _CONSTANT_BYTES:
-                known[node] = torch.full(value.shape, fill, dtype=value.dtype, device=value.device)
+                # Laid out as the original is: a view of it may follow.
+                empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+                known[node] = empty.fill_(fill)
         elif _foldable(node, known):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: known[n])
             value = node.target(*args, **kwargs)
@@ -132,7 +134,10 @@ def _equal_to_argument(node: Node, constants: dict[Node, Tensor]) -> Node | None
     """The node of the same value that a copy, an empty view, a double transpose or a neutral operation starts from."""
     given = node.args[0] if node.args else None
     if node.target is aten.cat.default and isinstance(given, list) and len(given) == 1:
-        return _as_node(given[0])
+        one = _as_node(given[0])
+        # Not of an argument: the next one of that shape may lie otherwise in memory, and a view of it would fail.
+        same = one is not None and one.op != "placeholder" and _alike(node, one) and _strides(node) == _strides(one)
+        return one if same else None
     first = _as_node(given)
     if first is None:
         return None

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
-#: Operations whose function in `torch` takes the same arguments in the same order, whatever the overload.
+#: Operations whose function in `torch` takes the same arguments in the same order; exceptions: `_quickest`.
 # fmt: off
 _FUNCTIONS = [
     "abs", "add", "addcmul", "addmm", "amax", "amin", "argmax", "atan", "baddbmm", "bitwise_and", "bitwise_not",
@@ -30,7 +30,11 @@ _FUNCTIONS = [
     "unsqueeze", "where",
 ]
 # fmt: on
+#: Of these torch's function follows a default device, the operation does not: only where the device is said.
+_FACTORIES = ("eye", "full", "rand", "randn", "scalar_tensor")
 _METHODS = ("view", "expand")
+#: Whole numbers up to here are the same in double precision, through which a tensor of them is made.
+_EXACT = 2**53
 #: Operations in which a Python number on the right may as well be a tensor.
 _ARITHMETIC = {
     aten.add.Tensor,
@@ -82,25 +86,30 @@ class _Writer:
             result = f"{args[0]}[{args[1]}]"
         else:
             named = [f"{name}={self._text(value)}" for name, value in node.kwargs.items()]
-            result = f"{self._global(_quickest(node.target))}({', '.join(args + named)})"
+            result = f"{self._global(_quickest(node))}({', '.join(args + named)})"
         self.lines.append(f"{self.names[node]} = {result}")
         # As soon as nobody needs a result any more, its memory is free.
-        done = [self.names[used] for used in node.all_input_nodes if self.last_user[used] is node]
-        done = [name for name in done if name.startswith("v")]
+        done = [
+            self.names[used] for used in node.all_input_nodes if self.last_user[used] is node and used.op != "get_attr"
+        ]
+        done += [] if node.users else [self.names[node]]  # random numbers that nobody uses are drawn all the same
         if done:
             self.lines.append(f"{' = '.join(done)} = None")
 
     def _with_tensors(self, node: Node) -> list[Any]:
         """The arguments; a number that torch would wrap in a tensor at every call is one already."""
         args: list[Any] = list(node.args)
-        if node.target not in _ARITHMETIC or node.kwargs or not isinstance(args[0], Node) or isinstance(args[1], Node):
+        if node.target not in _ARITHMETIC or node.kwargs or len(args) != 2 or not isinstance(args[0], Node):
             return args
-        left, value = (node.meta.get("val") for node in (args[0], node))
+        if not isinstance(args[1], float) and not (isinstance(args[1], int) and abs(args[1]) <= _EXACT):
+            return args
+        left, value = args[0].meta.get("val"), node.meta.get("val")
         if not isinstance(left, Tensor) or not isinstance(value, Tensor) or left.dtype != value.dtype:
             return args
         # On a GPU a tensor in main memory costs a copy; half precision computes with the number in single precision.
         if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
-            args[1] = torch.tensor(args[1], dtype=value.dtype)
+            with torch.inference_mode(False):  # a constant made there could not be differentiated through
+                args[1] = torch.tensor(args[1], dtype=value.dtype, device="cpu")
         return args
 
     def _text(self, value: Any) -> str:
@@ -118,12 +127,16 @@ class _Writer:
         return name
 
 
-def _quickest(target: Any) -> Callable[..., Any]:
+def _quickest(node: Node) -> Any:
     """What to call: torch's function of that name, or the operation itself without its wrapper in Python."""
-    call: Callable[..., Any] = target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
-        call = target._op
-        if namespace == "aten" and name in (*_FUNCTIONS, *_METHODS):
-            call = getattr(Tensor if name in _METHODS else torch, name)
-    return call
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return target
+    namespace, name = target._schema.name.split("::")
+    if namespace != "aten" or (name in _FACTORIES and "device" not in node.kwargs):
+        return target._op
+    if target in (aten.add.Scalar, aten.sub.Scalar) and len(node.args) > 2:  # torch's takes a third for something else
+        return target._op
+    if name in _METHODS:
+        return getattr(Tensor, name)
+    return getattr(torch, name) if name in _FUNCTIONS else target._op

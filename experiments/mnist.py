@@ -1,9 +1,9 @@
 """Digits: how often is a Bayesian network wrong, how sure is it, how many weights does it need, what of other images?
 
 Two networks. That of Bayes by Backprop (Blundell et al. 2015, arXiv:1505.05424), 784-400-400-10, by mean-field VI under
-a mixture of a wide and a narrow Gaussian, and under one Gaussian; and LeNet-5 by several methods. Asked of each: error,
-log-density and calibration on the test set; what is left when the weights with the least signal-to-noise are taken out;
-whether images that are no digits are told by their entropy; and what turning and noise do.
+a mixture of a wide and a narrow Gaussian, on images as they are and on shifted ones; and LeNet-5 by several methods.
+Asked of each: error, log-density and calibration on the test set; what is left when the weights with the least
+signal-to-noise are taken out; whether images that are no digits are told by their entropy; and what turning and noise do.
 
 Settings were chosen on the last 10,000 rows of the training set, which no fit sees; the test set is for the tables.
 Strangers are made of the test set's own images and of scikit-learn's digits (`images.strangers`), since no other set is
@@ -52,7 +52,9 @@ class Bench:
     ) -> bnn.Posterior:
         model = bnn.BNN(net, prior, bnn.likelihoods.Categorical())
         # Fits are told apart by their own settings: another number of draws of the prediction trains nothing anew.
-        own = re.sub("0x[0-9a-f]+", "", json.dumps([repr(prior), method.settings(), len(self.parts.train.y)]))
+        own = re.sub(
+            "0x[0-9a-f]+", "", json.dumps([repr(net), repr(prior), method.settings(), len(self.parts.train.y)])
+        )
         states = self.study.out / "states" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
         options: dict[str, Any] = {"seed": self.study.config.seed, "progress": False, "checkpoint": states}
         if data is None:

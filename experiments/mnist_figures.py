@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import images
@@ -14,21 +13,17 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from bnn.plots import style
 
-_LOOKS = (
-    (style.BLUE, "-", "o"),
-    (style.VERMILLION, "--", "s"),
-    (style.BLACK, ":", "^"),
-    (style.SKY, "-.", "D"),
-    (style.GREY, (0, (5, 1)), "v"),
-    ("#CC79A7", (0, (1, 1)), "P"),
-)
+_COLOURS = (style.BLUE, style.VERMILLION, style.BLACK, style.SKY, style.GREY, "#CC79A7")
+_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+#: Colour, line and mark; after six the lines and marks are dealt to other colours.
+_LOOKS = [(_COLOURS[i % 6], _LINES[(i + i // 6) % 6], "os^DvP"[(i + i // 6) % 6]) for i in range(36)]
 
 
 def weights(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Left: error by the share of weights that are removed. Right: how signal-to-noise is spread over weights."""
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, each), (colour, line, mark) in zip(found.items(), cycle(_LOOKS), strict=False):
+    for (name, each), (colour, line, mark) in zip(found.items(), _LOOKS, strict=False):
         at = range(len(each["rows"]))
         error, se = ([row[key] for row in each["rows"]] for key in ("error", "error_se"))
         left.errorbar(at, error, se, color=colour, ls=line, marker=mark, ms=4, capsize=2, label=name)
@@ -68,7 +63,7 @@ def strangers(test: images.Images, seed: int, rows: Sequence[Mapping[str, Any]],
     names = list(dict.fromkeys(row["strangers"] for row in rows))
     nets = list(dict.fromkeys(row["net"] for row in rows))
     for place, net in enumerate(nets):
-        colour, _, mark = _LOOKS[place % len(_LOOKS)]
+        colour, _, mark = _LOOKS[place]
         own = {row["strangers"]: row["entropy"] for row in rows if row["net"] == net}
         at = np.arange(len(names)) + 0.6 * (place - (len(nets) - 1) / 2) / len(nets)
         fill = colour if net.startswith("lenet") else "none"
@@ -90,7 +85,7 @@ def shift(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             {"error": "test error, %", "entropy": "entropy, nats", "ece": "calibration error"}.items()
         ):
             ax: Axes = axes[row, column]
-            for (name, each), (colour, line, mark) in zip(found.items(), cycle(_LOOKS), strict=False):
+            for (name, each), (colour, line, mark) in zip(found.items(), _LOOKS, strict=False):
                 own = [one for one in each if one["kind"] == kind]
                 at, value = ([one[k] for one in own] for k in ("level", key))
                 ax.plot(at, value, color=colour, ls=line, marker=mark, ms=4, label=name)

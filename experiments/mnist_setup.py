@@ -95,6 +95,9 @@ class Shifted(nn.Module):
         super().__init__()
         self.most = most
 
+    def extra_repr(self) -> str:
+        return f"most={self.most}"
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.most:
             return x

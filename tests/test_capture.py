@@ -1,5 +1,8 @@
 """Capture: what may be captured gives the same numbers, what may not falls back with a warning that says why."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -153,3 +156,60 @@ def test_a_compiled_program_takes_any_layout_in_memory(strided_first: bool) -> N
     program = Captured(lambda a: [2 * a + 1], "inductor")
     program.prepare(first)
     torch.testing.assert_close(program(second)[0], 2 * second + 1)
+
+
+class Reordered(nn.Module):
+    """A dense block's first layer: what came before, which is one thing, in a row; then a view of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.cat([x.view(-1, 2, 4).transpose(1, 2)], 1).flatten(1))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_is_left_out_keeps_its_place_in_memory(wrong: bool, patch_line: Any) -> None:
+    """A concatenation of one tensor is that tensor only if it lies in memory as the result would."""
+    if wrong:
+        patch_line(bnn.graph, "_equal_to_argument", "and _strides(node) == _strides(one)", "")
+    model, data = regression(Reordered())
+    method = bnn.MAP(epochs=2)
+    if wrong:
+        with pytest.warns(CaptureWarning, match="view size"):
+            bnn.fit(model, data, method, compile="graph", progress=False)
+        return
+    eager, graph = (bnn.fit(model, data, method, compile=c, progress=False).history for c in ("eager", "graph"))
+    assert graph.backend == "graph"
+    torch.testing.assert_close(graph.loss, eager.loss)
+
+
+@pytest.mark.parametrize(
+    ("call", "left_out"),
+    [
+        (lambda x: torch.cat([x.exp()]) * 2, "cat"),
+        (lambda x: x.select(0, 0).select(0, 0).exp().sum() * 2, "sum"),
+        (lambda x: x.exp() + torch.full_like(x, 2.0).log(), "full_like"),
+    ],
+)
+def test_calls_that_do_nothing_are_left_out(call: Callable[[Tensor], Tensor], left_out: str) -> None:
+    x = torch.rand(3, 4)
+    module = record(lambda x: [call(x)], [x])
+    assert left_out not in module.code
+    torch.testing.assert_close(module(x)[0], call(x))
+
+
+@pytest.mark.parametrize("call", [torch.zeros_like, torch.ones_like, lambda x: torch.full_like(x, 2.0)])
+def test_a_constant_lies_in_memory_as_it_would(call: Callable[[Tensor], Tensor]) -> None:
+    def flat(x: Tensor) -> list[Tensor]:
+        return [call(x.t()).t().view(-1) * x.view(-1)]
+
+    x = torch.rand(3, 4)
+    assert torch.equal(record(flat, [x])(x)[0], flat(x)[0])
+
+
+def test_an_argument_may_lie_otherwise_the_next_time() -> None:
+    captured = Captured(lambda x: [torch.cat([x]).view(-1) * 2], "graph")
+    for x in (torch.rand(4, 4), torch.rand(4, 4).t()):
+        assert torch.equal(captured(x)[0], x.flatten() * 2)
