@@ -3,7 +3,7 @@
 Two networks. That of Bayes by Backprop (Blundell et al. 2015, arXiv:1505.05424), 784-400-400-10, by mean-field VI under
 a mixture of a wide and a narrow Gaussian, on images as they are and on shifted ones; and LeNet-5 by several methods.
 Asked of each: error, log-density and calibration on the test set; what is left when the weights with the least
-signal-to-noise are taken out; whether images that are no digits are told by their entropy; and what turning and noise do.
+signal-to-noise are taken out; whether images that are no digits are told by their entropy; what turning and noise do.
 
 Settings were chosen on the last 10,000 rows of the training set, which no fit sees; the test set is for the tables.
 Strangers are made of the test set's own images and of scikit-learn's digits (`images.strangers`), since no other set is
