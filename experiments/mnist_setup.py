@@ -21,9 +21,7 @@ class Config:
 
     nets: tuple[str, ...] = which(("mlp-400", "lenet"))  # mlp-WIDTH: two hidden layers
     #: Of the fully connected net: mean-field under a prior, or a point; "shifted": on images that are shifted.
-    laws: tuple[str, ...] = which(
-        ("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture", "shifted mixture")
-    )
+    laws: tuple[str, ...] = which(("point", "cold mixture", "mixture", "shifted point", "shifted cold mixture"))
     methods: tuple[str, ...] = which(("ensemble", "MC dropout", "SWAG", "Laplace"))  # of LeNet-5
     source: str = "mnist"  # or digits: scikit-learn's, magnified
     rows: int = 50_000  # of training; the 10,000 after them are for validation
