@@ -225,8 +225,8 @@ def test_control_an_optimiser_that_is_not_fused_is_seen(patch_line):
 
 def test_control_a_copy_of_the_parameters_a_step_is_seen(patch_line):
     patch_line(
-        Objective, "gradients", "parameters = [p.detach() for p in self._parameters.values() if p is not None]",
-        "parameters = [p.detach().clone() for p in self.parameters() for _ in range(60)][::60]",
+        Objective, "_vectors", "[p.detach() for p in self._parameters.values() if p is not None]",
+        "[p.detach().clone() for p in self.parameters() for _ in range(60)][::60]",
     )  # fmt: skip
     _, allocations = steps_seen(MeanField(epochs=3, batch_size=BATCH))
     assert allocations > ALLOCATIONS

@@ -94,6 +94,10 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+#: Calls with a second matrix of single precision.
+MATRICES = {"addmm", "baddbmm", "bmm", "mm", "eye"}
+
+
 def raw(tensor: Tensor) -> bytes:
     return tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
@@ -124,10 +128,6 @@ def test_a_function_gives_what_the_operation_gives(name: str, dtype: torch.dtype
         node.target._schema.name.split("::")[1] for node in module.graph.nodes if "aten" in str(node.target)
     }
     assert same(module, X + 0.01)
-
-
-#: Calls with a second matrix of single precision.
-MATRICES = {"addmm", "baddbmm", "bmm", "mm", "eye"}
 
 
 def test_what_has_no_function_of_its_own_is_called_as_it_is() -> None:

@@ -165,7 +165,7 @@ class Objective(nn.Module, ABC):
             The gradients, one a parameter, and ``(3,)``: loss, nll and kl per datum.
         """
         program = self.program(batch)
-        parameters = [p.detach() for p in self._parameters.values() if p is not None]  # `parameters()` takes longer
+        parameters = self._vectors()
         self.renew(self.given_tensors)
         given = self.given_tensors.values()
         results = program(*parameters, *self.state.values(), *given, self.temperature, *batch.leaves)
@@ -174,6 +174,10 @@ class Objective(nn.Module, ABC):
             for name, value in zip(self.buffers_moved, results[count + 1 :], strict=True):
                 self.state[name] = value
         return list(results[:count]), results[count]
+
+    def _vectors(self) -> list[Tensor]:
+        """The parameters as they are: this module's own, for which `parameters()` would look through every other."""
+        return [p.detach() for p in self._parameters.values() if p is not None]
 
     def after_step(self, step: int, steps: int, params: Params) -> None:
         """Called after optimiser step `step` of `steps`, for what a method gathers on the way (see `gathered`).
@@ -277,7 +281,7 @@ class Objective(nn.Module, ABC):
 
     def prepare(self, batch: Batch, calls: int | None = None) -> None:
         """Capture for batches like this one; see `bnn.capture.Captured.prepare`."""
-        parameters = [p.detach() for p in self.parameters()]
+        parameters = self._vectors()
         given = self.given_tensors.values()
         self.program(batch).prepare(
             *parameters, *self.state.values(), *given, self.temperature, *batch.leaves, calls=calls
