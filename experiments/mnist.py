@@ -48,18 +48,27 @@ class Bench:
     parts: Parts
 
     def fit(
-        self, name: str, net: nn.Module, prior: Prior, method: bnn.inference.Method, data: Any = None
+        self,
+        name: str,
+        net: nn.Module,
+        prior: Prior,
+        method: bnn.inference.Method,
+        batches: ShiftedBatches | None = None,
     ) -> bnn.Posterior:
         model = bnn.BNN(net, prior, bnn.likelihoods.Categorical())
+        rows = len(self.parts.train.y)
         # Fits are told apart by their own settings: another number of draws of the prediction trains nothing anew.
-        own = re.sub(
-            "0x[0-9a-f]+", "", json.dumps([repr(net), repr(prior), method.settings(), len(self.parts.train.y)])
+        settings = [repr(net), repr(batches and batches.shifted), repr(prior), method.settings(), rows]
+        own = re.sub("0x[0-9a-f]+", "", json.dumps(settings))
+        return bnn.fit(
+            model,
+            batches or tuple(self.parts.train),
+            method,
+            n_data=rows if batches else None,
+            seed=self.study.config.seed,
+            progress=False,
+            checkpoint=self.study.out / "states" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:8]}",
         )
-        states = self.study.out / "states" / f"{name}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
-        options: dict[str, Any] = {"seed": self.study.config.seed, "progress": False, "checkpoint": states}
-        if data is None:
-            return bnn.fit(model, tuple(self.parts.train), method, **options)
-        return bnn.fit(model, data, method, n_data=len(self.parts.train.y), **options)
 
     def mode(self, name: str, net: nn.Module, prior: Prior, epochs: int, lr: float) -> bnn.Posterior:
         batch = self.study.config.batch_size
@@ -107,9 +116,10 @@ def convolutional(bench: Bench, method: str) -> dict[str, Any]:
     config = bench.study.config
     torch.manual_seed(config.seed)
     prior = bnn.priors.Normal(config.lenet_prior)
-    net, data = lenet(config.shift), None
+    net, batches = lenet(config.shift), None
     if method == "MC dropout":
-        net, data = lenet(dropout=config.dropout), ShiftedBatches(bench.parts.train, config.batch_size, config.shift)
+        net = lenet(dropout=config.dropout)
+        batches = ShiftedBatches(bench.parts.train, config.batch_size, config.shift)
     training: dict[str, Any] = {
         "epochs": config.lenet_epochs,
         "lr": config.lenet_lr,
@@ -125,7 +135,7 @@ def convolutional(bench: Bench, method: str) -> dict[str, Any]:
         "Laplace": lambda: bnn.Laplace(of=mode(), weights="last_layer", covariance="full", tune="after"),
         "mean field": lambda: bnn.MeanField(**training, init=mode(), estimator="flipout"),
     }
-    posterior = bench.fit(f"lenet-{method.replace(' ', '-')}", net, prior, methods[method](), data)
+    posterior = bench.fit(f"lenet-{method.replace(' ', '-')}", net, prior, methods[method](), batches)
     return evaluated(config, posterior, bench.parts)
 
 
