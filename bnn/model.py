@@ -104,11 +104,15 @@ class BNN:
     @property
     def like(self) -> Tensor:
         """A tensor with the dtype and the device of the network's learned parameters."""
-        floating = [parameter for parameter in self.net.parameters() if parameter.is_floating_point()]
-        if not floating:
+        frozen = None  # a frozen part may be in half precision
+        for parameter in self.net.parameters():
+            if parameter.is_floating_point():
+                if parameter.requires_grad:
+                    return parameter.detach()
+                frozen = parameter if frozen is None else frozen
+        if frozen is None:
             raise ValueError("the network has no floating-point parameters")
-        # A frozen part may be in half precision.
-        return next((parameter for parameter in floating if parameter.requires_grad), floating[0]).detach()
+        return frozen.detach()
 
     def __call__(
         self,
