@@ -21,6 +21,7 @@ from bnn.inference.mean_field import narrow
 from bnn.inference.memory import check_memory
 from bnn.inference.objective import Objective, Params, Terms
 from bnn.model import BNN
+from bnn.noise import standard_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class FlowLoss(Objective):
     def terms(self, params: Params, points: Params, batch: Batch, state: dict[str, Tensor]) -> Terms:
         """log q - log p at the draws; for the noise's log-density its mean, which has the same gradient."""
         q = self.approximation(params)
-        noise = torch.randn((self.method.draws, *q.loc.shape), dtype=q.loc.dtype, device=q.loc.device)
+        noise = standard_normal((self.method.draws, *q.loc.shape), q.loc)
         vectors, log_det = q.push(noise)
 
         def one(own: Sequence[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from bnn.inference.memory import check_memory
 from bnn.inference.natural import FullRankOptimizer
 from bnn.inference.objective import Objective, Params, Terms
 from bnn.model import BNN
+from bnn.noise import standard_normal
 
 Schedule = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
 
@@ -127,7 +128,7 @@ class CorrelatedLoss(Objective):
         landing, total = params["landing"].squeeze(-1), self.n_data / self.temperature
         share, moving = landing.detach().clamp(0, 1), landing - landing.detach()
         shape = (self.method.draws // 2, q.noise_size)
-        half = torch.randn(shape, dtype=q.loc.dtype, device=q.loc.device)
+        half = standard_normal(shape, q.loc)
         deviation = q.deviation(torch.cat([half, -half]))
         pull, scale = share * still.precision_times(deviation.detach()), still.marginal_scale()
         width = 1 - total / self.latents.size * moving

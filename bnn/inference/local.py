@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bnn.noise import standard_normal
+
 Estimator = Literal["local", "flipout"]
 
 _LAYERS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
@@ -51,7 +53,7 @@ class LayerNoise(TorchFunctionMode):
             out = _local(layer, x, mean, scale)
         else:
             out = layer(x, mean)
-            draw = layer(x * _signs(x, func), scale * torch.randn_like(mean))
+            draw = layer(x * _signs(x, func), scale * standard_normal(mean.shape, mean))
             out = out + _signs(out, func) * draw
         if bias is None:
             return out
@@ -60,18 +62,19 @@ class LayerNoise(TorchFunctionMode):
             return out + bias.reshape(channels)
         mean, scale = (part.reshape(channels) for part in self._moments[id(bias)])
         # A bias is the weight of an input that is 1 in every row.
-        return out + mean + scale * torch.randn(_per_row(out, func), dtype=out.dtype, device=out.device)
+        return out + mean + scale * standard_normal(_per_row(out, func), out)
 
 
 def _local(layer: Callable[[Tensor, Tensor], Tensor], x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     centre, variance = layer(x, mean), layer(x * x, scale * scale)
     # The square root has no gradient at 0, where a row of inputs is all zero.
-    return centre + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * torch.randn_like(centre)
+    noise = standard_normal(centre.shape, centre)
+    return centre + (variance + torch.finfo(variance.dtype).tiny ** 0.5).sqrt() * noise
 
 
 def _signs(like: Tensor, layer: Any) -> Tensor:
     """+1 or -1, one a row and unit (or channel)."""
-    return torch.randn(_per_row(like, layer), dtype=like.dtype, device=like.device).sign()
+    return standard_normal(_per_row(like, layer), like).sign()
 
 
 def _per_row(activations: Tensor, layer: Any) -> tuple[int, ...]:

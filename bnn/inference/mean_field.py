@@ -22,6 +22,7 @@ from bnn.inference.local import LayerNoise, LayerUses
 from bnn.inference.objective import Objective, Params, Terms
 from bnn.layout import Layout
 from bnn.model import BNN
+from bnn.noise import standard_normal
 from bnn.priors import fan_in
 from bnn.random import isolated
 from bnn.readings import SITE
@@ -136,9 +137,9 @@ class MeanFieldLoss(Objective):
             self._reached = self._find_reached(parts, batch, state)
         draws, loc = self.method.draws, parts.loc
         shape = (draws, 0) if in_layers else (draws, *loc.shape)
-        noise = [torch.randn(shape, dtype=loc.dtype, device=loc.device)]
+        noise = [standard_normal(shape, loc)]
         if parts.rows is not None:
-            noise.append(torch.randn((draws, *parts.rows[0].shape), dtype=loc.dtype, device=loc.device))
+            noise.append(standard_normal((draws, *parts.rows[0].shape), loc))
 
         def one(own: Sequence[Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             terms = self._one(parts, own, batch, buffers)
@@ -171,7 +172,7 @@ class MeanFieldLoss(Objective):
         """Noise for the sites that get none in a layer, the mean for the others."""
         pieces = zip(self.latents.names, *(v.split(self.latents.sizes) for v in (parts.loc, parts.scale)), strict=True)
         reached = self._reached or frozenset()
-        return torch.cat([m if name in reached else m + s * torch.randn_like(m) for name, m, s in pieces])
+        return torch.cat([m if name in reached else m + s * standard_normal(m.shape, m) for name, m, s in pieces])
 
     def _layer_noise(self, parts: _Parts, values: dict[str, Tensor]) -> AbstractContextManager[Any]:
         if self.method.estimator == "weights":
