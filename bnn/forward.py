@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -88,15 +89,16 @@ def _outputs(
             return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         except RuntimeError as error:  # if the inputs are at fault, that is raised again below
             _say(one_by_one(model.net, error))
-    every = _one_by_one(model, weights, shared, x)
-    with torch.inference_mode():  # a little less work an operation than no_grad
-        first = next(every)
-    # Put where they belong at once: outputs kept one by one lie between the activations, whose memory then cannot be
-    # used again (a third more time on 8-50-1).
-    outputs = first.new_empty(draws, *first.shape)
-    with torch.inference_mode():
-        for place, output in zip(outputs.unbind(0), itertools.chain([first], every), strict=True):
-            place.copy_(output)
+    # Closed at once where something fails here: until then the network holds the tensors of a draw.
+    with contextlib.closing(_one_by_one(model, weights, shared, x)) as every:
+        with torch.inference_mode():  # a little less work an operation than no_grad
+            first = next(every)
+        # Put where they belong at once: outputs kept one by one lie between the activations, whose memory then cannot
+        # be used again (a third more time on 8-50-1).
+        outputs = first.new_empty(draws, *first.shape)
+        with torch.inference_mode():
+            for place, output in zip(outputs.unbind(0), itertools.chain([first], every), strict=True):
+                place.copy_(output)
     return outputs
 
 
@@ -132,38 +134,32 @@ def _outputs_of_own(
     return torch.cat(parts)
 
 
-def _one_by_one(model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs) -> Iterator[Tensor]:
+def _one_by_one(
+    model: BNN, weights: Mapping[str, Tensor], shared: Mapping[str, Tensor], x: Inputs
+) -> Generator[Tensor]:
     """One plain call of the module a draw: the tensors are put into it, at the cost of some dictionary entries."""
     args, kwargs = arguments(x)
     with network_region(model.like.device), _exchanged(model, list(shared)) as put:
         put(list(shared.values()))
         with _exchanged(model, list(weights)) as put:
-            for _ in _put_in_turn(put, list(weights.values())):
+            for values in _draw_by_draw(list(weights.values())):
+                put(values)
                 yield model.select(model.net(*args, **kwargs))
 
 
-def _put_in_turn(put: _Places, weights: Sequence[Tensor]) -> Iterator[None]:
-    """The weights of one draw after the other in the network.
+def _draw_by_draw(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors of one draw after the other.
 
-    Few weights are copied, to the same place for all draws: one short copy takes the place of a view and an entry of a
-    dictionary for each tensor, and of what torch keeps about views (the layers' own too) where the tensor that they
-    are of was not made in inference mode. For a small network that is a tenth of its pass.
+    A layer transposes its weights, and of a tensor that inference mode has made torch makes such views in half the
+    time: for a small network that is a tenth of its pass, and its weights are soon copied.
     """
     size = sum(value[0].numel() for value in weights)
-    if size > _COPIED or len({value.dtype for value in weights}) > 1:
-        for values in zip(*(value.unbind(0) for value in weights), strict=True):
-            put(values)
-            yield
-        return
-    shapes = [value.shape[1:] for value in weights]
-    place = weights[0].new_empty(size)
-    parts = place.split([shape.numel() for shape in shapes])
-    put([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
     step = max(1, _COPY // max(1, size))
     for start in range(0, len(weights[0]), step):
-        for row in torch.cat([value[start : start + step].flatten(1) for value in weights], 1).unbind(0):
-            place.copy_(row)
-            yield
+        some = [value[start : start + step] for value in weights]
+        if size <= _COPIED:
+            some = [value.clone() for value in some]
+        yield from zip(*(value.unbind(0) for value in some), strict=True)
 
 
 class _Places:

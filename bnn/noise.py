@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: Numbers above which counting is faster. Fewer are a small part of their step, and torch's one call the cheapest.
-_MANY = 32_768
+#: From so many numbers on counting pays: four words of 32,768 each, which torch's operations share out between threads
+#: where nothing is compiled. And up to so many: the hash has been looked at for keys that stay so long.
+_MANY, _MOST = 131_072, 2**28
 
 # Of the linear congruential step that the hash begins with.
 _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223
@@ -28,9 +29,9 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     2^-32 as the smallest uniform number: none is beyond 6.7. All others come from `torch.randn`.
     """
     size = math.prod(shape)
-    if size < _MANY or like.device.type != "cpu" or like.dtype != torch.float32:
-        return torch.randn(*shape, dtype=like.dtype, device=like.device)
-    a, b, c, d = _words(-(-size // 4))
+    if not _MANY <= size <= _MOST or like.device.type != "cpu" or like.dtype != torch.float32:
+        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
+    a, b, c, d = _words(-(-size // 4), like.device)
     pieces = []
     for length, angle in ((a, b), (c, d)):
         # |a| 2^-31 is uniform, and finest where it is smallest, which is where the normal numbers are largest.
@@ -40,17 +41,18 @@ def standard_normal(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.cat(pieces)[:size].reshape(tuple(shape))
 
 
-def _words(count: int) -> list[Tensor]:
+def _words(count: int, device: torch.device) -> list[Tensor]:
     """Four words of 32 random bits for each of `count` counters: the hash pcg4d (Jarzynski and Olano 2020).
 
     "Hash functions for GPU rendering", Journal of Computer Graphics Techniques 9(3); additions and products wrap. Its
     other three inputs are a key, new at each call: they are random where the paper scrambles them first, and odd, so
     that no product forgets bits of a counter. What the paper adds to the first word before it is shifted, the product
-    of two of them, is a fourth random number. The lowest five bits are not as random as the others; what is made of a
-    word in single precision has its upper 24.
+    of two of them, is a fourth random number. The lowest bits, five or so for the sizes of
+    networks, repeat sooner than they should: single precision rounds them away, but for the one word in 128 that is
+    small, of which they are the last digits.
     """
-    start, *key = torch.randint(-(2**31), 2**31, (4,), dtype=torch.int32).unbind(0)
-    x = torch.arange(count, dtype=torch.int32) * _MULTIPLIER + _INCREMENT + start
+    start, *key = torch.randint(-(2**31), 2**31, (4,), dtype=torch.int32, device=device).unbind(0)
+    x = torch.arange(count, dtype=torch.int32, device=device) * _MULTIPLIER + _INCREMENT + start
     y, z, w = _stirred(x, *[word | 1 for word in key])
     # The shift is one of words without a sign.
     x, y, z, w = (word ^ ((word >> 16) & 0xFFFF) for word in (x, y, z, w))

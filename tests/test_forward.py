@@ -54,10 +54,40 @@ def check_one_by_one(net: nn.Module, x: torch.Tensor) -> None:
     assert all(p is before[name] for name, p in model.net.named_parameters(remove_duplicate=False))
 
 
-@pytest.fixture(params=["copied", "copied in parts", "put"])
+class Scaled(nn.Module):
+    """A weight that is a number, and one of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale, self.none = (
+            nn.Linear(8, 1),
+            nn.Parameter(torch.tensor(1.5)),
+            nn.Parameter(torch.ones(0, 3)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.layer(x) + self.none.sum()
+
+
+class Rebound(nn.Module):
+    """It puts its weight elsewhere, as cuDNN does with those of an LSTM, and knows a weight by being that object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 1))
+        self.known: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight is not self.known:
+            self.known, self.norm = self.weight, self.weight.norm().clone()
+            self.weight.set_(self.weight.clone())
+        return x @ self.weight / self.norm
+
+
+@pytest.fixture(params=["copied", "copied in parts", "as they are"])
 def way(request, monkeypatch):
-    """How the weights come into the network: see `bnn.forward._put_in_turn`."""
-    monkeypatch.setattr(forward, "_COPIED", 0 if request.param == "put" else 10_000)
+    """How the weights come into the network: see `bnn.forward._draw_by_draw`."""
+    monkeypatch.setattr(forward, "_COPIED", 0 if request.param == "as they are" else 10_000)
     monkeypatch.setattr(forward, "_COPY", 1 if request.param == "copied in parts" else 1_000_000)
 
 
@@ -69,26 +99,51 @@ def test_each_draw_is_the_functional_call(name):
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("build", [Handed, TwoDtypes])
+@pytest.mark.parametrize("build", [Handed, TwoDtypes, Scaled, Rebound])
 def test_odd_networks_too(build):
     torch.manual_seed(1)
     check_one_by_one(build(), torch.randn(ROWS, 8))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "build"),
-    [
-        ("place.copy_(row)", "place", lambda: make("mlp", ROWS)[0]),
-        ("start + step]", "start + 1]", lambda: make("mlp", ROWS)[0]),
-        ("size > _COPIED or", "size > _COPIED and", TwoDtypes),
-    ],
-    ids=["no draw is copied", "draws left out", "one dtype for all"],
+    ("old", "new"), [("start : start + step]", "start : start + 1]"), ("value.clone()", "value[:1].expand_as(value)")]
 )
-def test_control_each_draw(old, new, build, patch_line):
-    net = build()
-    patch_line(forward, "_put_in_turn", old, new)
-    with pytest.raises((AssertionError, ValueError, RuntimeError)):
-        check_one_by_one(net, torch.randn(ROWS, 8))
+def test_control_each_draw(old, new, patch_line):
+    patch_line(forward, "_draw_by_draw", old, new)
+    with pytest.raises((AssertionError, ValueError)):
+        check_one_by_one(make("mlp", ROWS)[0], torch.randn(ROWS, 8))
+
+
+class Growing(nn.Module):
+    """Its second output has another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.ones(1)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.weight.expand(len(x), self.calls)
+
+
+def check_restored() -> None:
+    """The network has its own weights back while the error is still held, as notebooks hold the last one."""
+    model, weights = drawn(Growing())
+    before = model.net.weight
+    with pytest.raises(RuntimeError) as held:
+        forward.forward_over_draws(model, weights, {}, torch.ones(ROWS, 1), S, at_once=1)
+    assert model.net.weight is before
+    assert held.value is not None
+
+
+def test_an_error_leaves_the_network_as_it_was():
+    check_restored()
+
+
+def test_control_an_error_leaves_the_network_as_it_was(patch_line):
+    patch_line(forward, "_outputs", "contextlib.closing(", "contextlib.nullcontext(")
+    with pytest.raises(AssertionError):
+        check_restored()
 
 
 def test_numbers_whose_sum_is_not_finite_are_looked_at_one_by_one():
