@@ -90,7 +90,8 @@ class Captured:
         return self._programs[key]
 
     def _make(self, tensors: Sequence[Tensor], calls: int | None) -> Program:
-        tensors = [t.detach() for t in tensors]  # of the caller's: what runs here gets copies, one set at a time
+        # Of the caller's: what runs here gets copies, one set at a time.
+        tensors = [t.detach() if self.requested == "eager" else t.detach().contiguous() for t in tensors]
         device = tensors[0].device
         if self._check is not None:
             with isolated(device=device), pyro.validation_enabled(True), torch.no_grad():
@@ -129,7 +130,7 @@ class Captured:
             if not self._agrees(program, tensors):
                 raise RuntimeError(f"inductor's program of {self.what} differs from eager: use compile='graph'")
         self.graphs.append(module)
-        return self._keep(backend, _without_autocast(program, device) if _autocast(tensors) else program)
+        return self._keep(backend, _laid_out(_without_autocast(program, device) if _autocast(tensors) else program))
 
     def _keep(self, backend: str, program: Program) -> Program:
         self.backends.append(backend)
@@ -172,7 +173,9 @@ def record(fn: Program, tensors: Sequence[Tensor]) -> torch.fx.GraphModule:
 
 
 def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str) -> Program:
-    """Inductor's form of a recorded program. Its random numbers are torch's own, so that seeds mean the same.
+    """Inductor's form of a recorded program, for tensors that lie in memory as these.
+
+    Its random numbers are torch's own, so that seeds mean the same.
 
     Raises:
         RuntimeError: There is no C++ compiler.
@@ -188,15 +191,19 @@ def compiled(module: torch.fx.GraphModule, tensors: Sequence[Tensor], what: str)
     options = {"fallback_random": True, "cpp_wrapper": tensors[0].device.type == "cpu"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # inductor's own imports
-        example: list[Any] = [*constants, *(t.contiguous() for t in tensors)]
+        example: list[Any] = [*constants, *tensors]
         program = cast(Program, compile_fx(bare, example, config_patches=options))
-    # A compiled program takes one layout in memory: that of a batch is another where it is a part of a larger one.
-    return lambda *args: program(*constants, *(t if t.is_contiguous() else t.contiguous() for t in args))
+    return lambda *args: program(*constants, *args)
 
 
 def have_compiler() -> bool:
     """Whether inductor would find a C++ compiler."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name)
+
+
+def _laid_out(program: Program) -> Program:
+    """A program takes one layout in memory: that of a batch is another where it is a part of a larger one."""
+    return lambda *args: program(*[t if t.is_contiguous() else t.contiguous() for t in args])
 
 
 def _without_autocast(program: Program, device: torch.device) -> Program:

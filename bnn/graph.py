@@ -135,8 +135,7 @@ def _equal_to_argument(node: Node, constants: dict[Node, Tensor]) -> Node | None
     given = node.args[0] if node.args else None
     if node.target is aten.cat.default and isinstance(given, list) and len(given) == 1:
         one = _as_node(given[0])
-        # Not of an argument: the next one of that shape may lie otherwise in memory, and a view of it would fail.
-        same = one is not None and one.op != "placeholder" and _alike(node, one) and _strides(node) == _strides(one)
+        same = one is not None and _alike(node, one) and _strides(node) == _strides(one)
         return one if same else None
     first = _as_node(given)
     if first is None:

@@ -146,16 +146,26 @@ def test_inductor_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert _choose(nodes=100, values=500_000, calls=100_000) == "graph"
 
 
-@pytest.mark.skipif(not have_compiler(), reason="no C++ compiler")
+COMPILED = pytest.param("inductor", marks=pytest.mark.skipif(not have_compiler(), reason="no C++ compiler"))
+
+
 @pytest.mark.parametrize("strided_first", [True, False])
-def test_a_compiled_program_takes_any_layout_in_memory(strided_first: bool) -> None:
+@pytest.mark.parametrize("backend", ["graph", COMPILED])
+def test_a_program_takes_any_layout_in_memory(backend: Any, strided_first: bool) -> None:
     """An ensemble's last batch is a part of each member's: prepared as a view, given as a copy."""
     view = torch.randn(3, 8, 4)[:, :5]
     examples = [view, view.clone()]
     first, second = examples if strided_first else examples[::-1]
-    program = Captured(lambda a: [2 * a + 1], "inductor")
+    program = Captured(lambda a: [2 * a.flatten() + 1], backend)
     program.prepare(first)
-    torch.testing.assert_close(program(second)[0], 2 * second + 1)
+    for given in (first, second):
+        torch.testing.assert_close(program(given)[0], 2 * given.flatten() + 1)
+
+
+def test_control_layout(patch_line: Any) -> None:
+    patch_line(bnn.capture, "_laid_out", "if t.is_contiguous()", "if True")
+    with pytest.raises(RuntimeError, match="view size"):
+        test_a_program_takes_any_layout_in_memory("graph", strided_first=False)
 
 
 class Reordered(nn.Module):
