@@ -16,7 +16,7 @@ from benchmarks.frame import Ready, timed
 from benchmarks.nets import criterion, model_of, net_of
 from benchmarks.problems import NOISE, PROBLEMS
 
-BATCH, NEW = 1024, {"small": 1000, "lenet": 200}
+BATCH, NEW = 1024, {"small": 1000, "lenet": 20}
 ROWS = {"small": 1000, "mnist": 2000, "lenet": 2000}
 
 

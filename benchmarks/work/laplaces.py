@@ -25,9 +25,9 @@ FAMILY = Family(
     "laplace",
     "Laplace, Kronecker-factored",
     """A fit is everything from the trained network to a posterior with its marginal likelihood; a prediction is
-mean and covariance of the linearised outputs, at 1,000 rows (LeNet: 200; laplace-torch keeps a Jacobian of
-all rows). laplace-torch runs with its defaults, on batches of 1,024. The data are random numbers of MNIST's
-shape: what they are does not matter to the time.""",
+mean and covariance of the linearised outputs, at 1,000 rows (LeNet: 20; laplace-torch keeps several Jacobians
+of all rows, and did not fit into 23 GB at 200). laplace-torch runs with its defaults, on batches of 1,024.
+The data are random numbers of MNIST's shape: what they are does not matter to the time.""",
     (
         _work("lenet", "fit"),
         _work("lenet", "predict"),
