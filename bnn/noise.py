@@ -1,9 +1,9 @@
 """Standard normal noise for the steps of training, at the speed of the arithmetic around it.
 
 torch's generator makes numbers on a CPU one after the other, on one thread: for a network of half a million weights two
-fifths of a compiled step. A generator that counts is a function of each number's place alone, so that the compiler
-fuses it into the step, for all threads and lanes of vectors. What it starts from, torch's generator draws: seeds,
-states and `bnn.random.isolated` mean what they always do. See docs/design/performance.md.
+fifths of a step that is compiled for two. A generator that counts is a function of each number's place alone, so that
+the compiler fuses it into the step, for all threads and lanes of vectors. What it starts from, torch's generator draws:
+seeds, states and `bnn.random.isolated` mean what they always do. See docs/design/performance.md.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 #: From so many numbers on counting pays: four words of 32,768 each, which torch's operations share out between threads
-#: where nothing is compiled. And up to so many: the hash has been looked at for keys that stay so long.
-_MANY, _MOST = 131_072, 2**28
+#: where nothing is compiled. And up to so many: where nothing is compiled the words take memory of their own, 60 MB
+#: for four million numbers, and 400 for ten, in blocks that the allocator keeps.
+_MANY, _MOST = 131_072, 2**22
 
 # Of the linear congruential step that the hash begins with.
 _MULTIPLIER, _INCREMENT = 1_664_525, 1_013_904_223

@@ -172,9 +172,17 @@ def test_the_ends_of_a_word_are_numbers(monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((7, 3), torch.float32), ((0,), torch.float32), ((), torch.float32), ((400, 400), torch.float64)],
+    [
+        ((7, 3), torch.float32),
+        ((0,), torch.float32),
+        ((), torch.float32),
+        ((noise._MANY - 1,), torch.float32),
+        ((noise._MOST + 1,), torch.float32),
+        ((400, 400), torch.float64),
+    ],
+    ids=str,
 )
-def test_few_or_double_numbers_are_those_of_torch(shape, dtype):
+def test_few_very_many_or_double_numbers_are_those_of_torch(shape, dtype):
     torch.manual_seed(3)
     got = noise.standard_normal(shape, LIKE.to(dtype))
     torch.manual_seed(3)
