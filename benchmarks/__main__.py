@@ -1,6 +1,6 @@
 """``python -m benchmarks``: time pieces of work, each contender in turn, and write what was found.
 
-    python -m benchmarks                                  # the default selection, under 15 minutes on two cores
+    python -m benchmarks                                  # the default selection, a quarter of an hour on two cores
     python -m benchmarks --work step.tiny,predict         # pieces of work, or whole families
     python -m benchmarks --jax-python ~/jax/bin/python    # where JAX has an environment of its own
     python -m benchmarks --page                           # docs/benchmarks.md anew, from docs/measurements

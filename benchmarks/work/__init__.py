@@ -17,7 +17,10 @@ from benchmarks.work import (
     yacht,
 )
 
-DEFAULT = "step.tiny,step.small,step.mnist,ivon,predict,ensemble,laplace,memory,start"
+DEFAULT = (
+    "step.tiny,step.small,step.mnist,ivon,predict.tiny-100-1000,predict.small-100-1000,predict.mnist-100-1000,"
+    "predict.mnist-100-1,ensemble.inductor,laplace,memory,start"
+)
 
 _MODULES = (yacht, predictions, ensembles, laplaces, sampling, memories, starts, growth, ranks, latency)
 
