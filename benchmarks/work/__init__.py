@@ -19,7 +19,7 @@ from benchmarks.work import (
 
 DEFAULT = (
     "step.tiny,step.small,step.mnist,ivon,predict.tiny-100-1000,predict.small-100-1000,predict.mnist-100-1000,"
-    "predict.mnist-100-1,ensemble.inductor,laplace,memory,start"
+    "predict.mnist-100-1,ensemble.inductor,laplace,start"
 )
 
 _MODULES = (yacht, predictions, ensembles, laplaces, sampling, memories, starts, growth, ranks, latency)
