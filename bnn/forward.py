@@ -154,12 +154,11 @@ def _draw_by_draw(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     time: for a small network that is a tenth of its pass, and its weights are soon copied.
     """
     size = sum(value[0].numel() for value in weights)
-    step = max(1, _COPY // max(1, size))
-    for start in range(0, len(weights[0]), step):
-        some = [value[start : start + step] for value in weights]
-        if size <= _COPIED:
-            some = [value.clone() for value in some]
-        yield from zip(*(value.unbind(0) for value in some), strict=True)
+    copied = size <= _COPIED
+    step = max(1, _COPY // max(1, size)) if copied else len(weights[0])
+    for some in zip(*(value.split(step) for value in weights), strict=True):
+        parts = [value.clone() for value in some] if copied else some
+        yield from zip(*(part.unbind(0) for part in parts), strict=True)
 
 
 class _Places:

@@ -104,15 +104,13 @@ class BNN:
     @property
     def like(self) -> Tensor:
         """A tensor with the dtype and the device of the network's learned parameters."""
-        frozen = None  # a frozen part may be in half precision
-        for parameter in self.net.parameters():
-            if parameter.is_floating_point():
-                if parameter.requires_grad:
-                    return parameter.detach()
-                frozen = parameter if frozen is None else frozen
-        if frozen is None:
+        # Looked through only as far as the first that is learned: prediction asks again and again.
+        floating = (parameter for parameter in self.net.parameters() if parameter.is_floating_point())
+        first = next(floating, None)
+        if first is None:
             raise ValueError("the network has no floating-point parameters")
-        return frozen.detach()
+        # A frozen part may be in half precision.
+        return (first if first.requires_grad else next((p for p in floating if p.requires_grad), first)).detach()
 
     def __call__(
         self,

@@ -106,7 +106,7 @@ def test_odd_networks_too(build):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("start : start + step]", "start : start + 1]"), ("value.clone()", "value[:1].expand_as(value)")]
+    ("old", "new"), [("value.split(step)", "value[:-1].split(step)"), ("value.clone()", "value[:1].expand_as(value)")]
 )
 def test_control_each_draw(old, new, patch_line):
     patch_line(forward, "_draw_by_draw", old, new)
